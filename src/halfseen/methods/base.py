@@ -1,0 +1,46 @@
+"""The contract between a method and everything that is shared: data, loop, checkpoints, evaluation, report."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from halfseen.backbones.base import Encoder
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
+
+
+class Method(nn.Module, ABC):
+    """A pre-training method: hides, encodes, predicts, makes the target and compares.
+
+    All that is learned or averaged is a parameter or a buffer, so `state_dict()` is complete. A method never reads a
+    global random state: randomness is a function of the `Progress` (see `ops.randomness`).
+    """
+
+    name: str
+
+    @abstractmethod
+    def view_plan(self) -> ViewPlan:
+        """The views that the loader must cut from each image."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        """The loss of one micro-batch whose tensors are on the method's device."""
+
+    @abstractmethod
+    def encoders(self) -> Mapping[str, Encoder]:
+        """What remains after pre-training, by role: "student" always, "teacher" where there is one."""
+
+    @abstractmethod
+    def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
+        """Weight decay and lr scale of a parameter, by its name within this module."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Runs after each optimiser update, e.g. the teacher's moving average. Nothing by default."""
+        return None
+
+    def reconstruct(self, images: Tensor, seed: int, mask_ratio: float | None = None) -> Reconstruction | None:
+        """Prediction pictures for float32 [B, 3, H, W] normalised images; None where a method predicts no pixels.
+
+        `seed` fixes the mask; `mask_ratio` in (0, 1) replaces the training one.
+        """
+        return None
