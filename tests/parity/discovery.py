@@ -1,0 +1,94 @@
+"""Finds the reference arrays that the parity tests compare against.
+
+The arrays lie in one sub-folder per topic of `HALFSEEN_PARITY_DIR` (default: this folder). A file's *kind* is the longest
+known prefix of its name; whatever follows the prefix tells files of one kind apart. Each parity test runs for every file
+of its kind that is found, so vectors with other sizes and seeds can be dropped in without touching a test.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+KINDS: dict[str, dict[str, str]] = {
+    "simmim": {
+        "vit_official": ".npz",
+        "vit_official_finetune_from_pretrain": ".npz",
+        "swin_official": ".npz",
+        "mask_generator": ".npz",
+        "param_groups": ".json",
+        "lr_schedule": ".npz",
+        "rpb_resize": ".npz",
+        "vit_seed_simmim": ".npz",
+        "vit_seed_encoder": ".npz",
+        "vit_seed_finetune": ".npz",
+    },
+    "mae": {"tiny_mae": ".npz", "finetune_vit": ".npz", "schedules_and_utils": ".npz"},
+    "kamim": {
+        "weights_": ".npz",
+        "loss_": ".npz",
+        "masks": ".npz",
+        "lr_": ".npz",
+        "vit_step": ".npz",
+        "swin_step": ".npz",
+    },
+}
+"""Topic -> prefix of the file names of a kind -> suffix of its files."""
+
+VECTOR_SUFFIXES = (".npz", ".json", ".safetensors")
+
+
+def parity_dir() -> Path:
+    """The folder that holds one sub-folder of vectors per topic."""
+    return Path(os.environ.get("HALFSEEN_PARITY_DIR") or Path(__file__).parent)
+
+
+def vectors(topic: str) -> list[Path]:
+    """All vector files of a topic, sorted by name; anything else (a README) is no vector."""
+    folder = parity_dir() / topic
+    return sorted(path for path in folder.glob("*") if path.suffix in VECTOR_SUFFIXES)
+
+
+def kind_of(path: Path, topic: str) -> str | None:
+    """The kind that a vector file belongs to, or None where no kind claims it."""
+    claims = [
+        prefix for prefix, suffix in KINDS[topic].items() if path.name.startswith(prefix) and path.suffix == suffix
+    ]
+    return max(claims, key=len, default=None)
+
+
+def parity_files(topic: str, prefix: str) -> list:
+    """Parameters for `pytest.mark.parametrize("path", ...)`: every file of one kind, or one skipped case if there is none."""
+    if prefix not in KINDS[topic]:
+        raise KeyError(f"{prefix!r} is no kind of topic {topic!r}. Known: {', '.join(KINDS[topic])}.")
+    found = [path for path in vectors(topic) if kind_of(path, topic) == prefix]
+    if not found:
+        reason = f"no {prefix}*{KINDS[topic][prefix]} in {parity_dir() / topic}"
+        return [pytest.param(None, id=f"no-{prefix}", marks=pytest.mark.skip(reason=reason))]
+    return [pytest.param(path, id=path.stem) for path in found]
+
+
+def companion(path: Path, prefix: str, other: str) -> Path:
+    """The file beside `path` whose name has `other` where that of `path` has `prefix`; a missing one fails the test."""
+    beside = path.with_name(other + path.name.removeprefix(prefix))
+    if not beside.is_file():
+        pytest.fail(f"{path.name} needs {beside.name} beside it, which isn't there")
+    return beside
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a `.npz` file; pickled objects are refused."""
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def state_under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
+    """The arrays whose names start with `prefix`, as tensors, without it: `state_under(arrays, "sd/")` is a state dict."""
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array.copy())
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
