@@ -1,0 +1,66 @@
+"""What a run may say about its data: where the images are, at which size they are seen, and how bad files are treated."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+SCENES = "bundled:fashion-scenes"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Deviation = Annotated[float, Field(gt=0.0)]
+
+
+class DataConfig(BaseModel):
+    """The `data` section of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(
+        "bundled:fashion",
+        min_length=1,
+        description="Where the images are: a folder, a manifest.csv or .parquet, 'bundled:fashion', "
+        "'bundled:fashion-scenes' or 'torchvision:NAME'.",
+    )
+    image_size: int = Field(224, ge=16, le=4096, description="Side of the square images the encoder sees, in pixels.")
+    mean: tuple[Share, Share, Share] = Field(
+        IMAGENET_MEAN, description="Mean of red, green and blue that is subtracted, on the scale 0 to 1."
+    )
+    std: tuple[Deviation, Deviation, Deviation] = Field(
+        IMAGENET_STD, description="Standard deviation of red, green and blue that is divided by, on the scale 0 to 1."
+    )
+    subset_size: int | None = Field(
+        None, ge=1, description="Train on this many images drawn from the training split; None uses all."
+    )
+    subset_seed: int = Field(0, ge=0, description="Seed of the draw of `subset_size` images.")
+    max_bad_fraction: float = Field(
+        0.1, ge=0.0, le=1.0, description="Largest share of unreadable files among those checked before training."
+    )
+    precheck: int | None = Field(
+        2000, ge=1, description="Number of files, evenly drawn, that are decoded before training; None checks none."
+    )
+    max_pixels: int = Field(
+        178_956_970, ge=1, description="Images with more pixels than this are skipped: a guard against decompression bombs."
+    )
+    skip_list: str | None = Field(
+        None,
+        description="Path of a skip list written by `halfseen data check`; None uses halfseen_skip.json in the data's "
+        "folder where there is one.",
+    )
+    scene_size: int | None = Field(
+        None,
+        ge=32,
+        le=224,
+        description="Side of the composed pictures of bundled:fashion-scenes, in pixels; None takes image_size, kept "
+        "between 32 and 224.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "DataConfig":
+        if self.scene_size is not None and self.source != SCENES:
+            raise ValueError(
+                f"scene_size: got {self.scene_size}, but it has an effect for source '{SCENES}' only, not for "
+                f"'{self.source}'. Leave it out."
+            )
+        return self
