@@ -1,8 +1,8 @@
 """Finds the reference arrays that the parity tests compare against.
 
-The arrays lie in one sub-folder per topic of `HALFSEEN_PARITY_DIR` (default: this folder). A file's *kind* is the longest
-known prefix of its name; whatever follows the prefix tells files of one kind apart. Each parity test runs for every file
-of its kind that is found, so vectors with other sizes and seeds can be dropped in without touching a test.
+The arrays lie in one sub-folder per topic of `HALFSEEN_PARITY_DIR` (default: this folder). A file's *kind* is the
+longest known prefix of its name; whatever follows the prefix tells files of one kind apart. Each parity test runs for
+every file of its kind that is found, so vectors with other sizes and seeds can be dropped in without touching a test.
 """
 
 import os
@@ -61,7 +61,7 @@ def kind_of(path: Path, topic: str) -> str | None:
 
 
 def parity_files(topic: str, prefix: str) -> list:
-    """Parameters for `pytest.mark.parametrize("path", ...)`: every file of one kind, or one skipped case if there is none."""
+    """Parameters for `pytest.mark.parametrize("path", ...)`: every file of a kind; one skipped case if none is."""
     if prefix not in KINDS[topic]:
         raise KeyError(f"{prefix!r} is no kind of topic {topic!r}. Known: {', '.join(KINDS[topic])}.")
     found = [path for path in vectors(topic) if kind_of(path, topic) == prefix]
@@ -86,7 +86,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def state_under(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
-    """The arrays whose names start with `prefix`, as tensors, without it: `state_under(arrays, "sd/")` is a state dict."""
+    """The arrays whose names start with `prefix`, as tensors, without it: "sd/" gives the state dict."""
     return {
         name.removeprefix(prefix): torch.from_numpy(array.copy())
         for name, array in arrays.items()

@@ -1,10 +1,11 @@
-"""No vector is overlooked: every file has a kind, every kind has a test, and the repository's copies are the originals."""
+"""No vector is overlooked: every file has a kind, every kind a test, and the copies kept here are the originals."""
 
 import ast
 import hashlib
 from pathlib import Path
 
 import pytest
+
 from parity.discovery import KINDS, kind_of, parity_dir, parity_files, vectors
 
 HERE = Path(__file__).parent
