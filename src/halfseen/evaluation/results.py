@@ -29,8 +29,9 @@ class EvaluateConfig(BaseModel):
     )
     feature: FeatureKind = Field(
         "mean",
-        description="Which tokens make the feature vector: cls (first prefix token), mean (mean of patch tokens), cls+mean "
-        "(both, concatenated), each after the final norm; mean-before-norm (mean of the last block's raw patch tokens).",
+        description="Which tokens make the feature vector: cls (first prefix token), mean (mean of patch tokens), "
+        "cls+mean (both, concatenated), each after the final norm; mean-before-norm (mean of the last block's raw "
+        "patch tokens).",
     )
     max_train: int | None = Field(
         50_000, ge=2, description="Most images that vote, a seeded choice of the training split; null = all images."
@@ -44,7 +45,7 @@ class EvaluateConfig(BaseModel):
         0.875,
         gt=0,
         le=1,
-        description="Side of the centre crop over the resized shorter side, no unit; 224/256 in the iBOT protocol, 1 keeps "
-        "the whole short side (right for images that are small already).",
+        description="Side of the centre crop over the resized shorter side, no unit; 224/256 in the iBOT protocol, "
+        "1 keeps the whole short side (right for images that are small already).",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
