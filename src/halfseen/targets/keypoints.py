@@ -1,0 +1,193 @@
+"""Keypoint weights: the loss counts more where hand-crafted detectors find structure (KAMIM, arXiv 2407.13873).
+
+On the CPU, beside the views, keypoints are found on the augmented uint8 view, marked on a binary map, and averaged
+over square cells; only these densities travel. On the device they become weights. OpenCV is imported where it is used
+and a detector is built once per process.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from halfseen.errors import ConfigError, ShapeError
+
+Detector = Literal["fast", "sift", "orb"]
+Footprint = Literal["ring", "point"]
+ChannelOrder = Literal["reference", "rgb"]
+
+DENSITY_KEY = "keypoint_density"
+"""Name of the densities among a batch's extras."""
+
+_MAX_EXPONENT = 20.0
+
+# The non-zero pixels of OpenCV's drawKeypoints for an integer position: an anti-aliased circle of radius 3 px. The
+# centre stays empty.
+_RING = np.array(
+    [
+        [0, 0, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 0, 0],
+        [0, 1, 1, 1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 0, 1, 1, 1],
+        [1, 1, 1, 0, 0, 0, 1, 1, 1],
+        [1, 1, 1, 0, 0, 0, 1, 1, 1],
+        [0, 1, 1, 1, 1, 1, 1, 1, 0],
+        [0, 0, 1, 1, 1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 1, 1, 0, 0, 0],
+    ],
+    dtype=np.uint8,
+)
+
+
+class _KeyPoint(Protocol):
+    pt: tuple[float, float]
+    size: float
+    angle: float
+    response: float
+    octave: int
+
+
+class _Detector(Protocol):
+    def detect(self, image: np.ndarray, mask: None) -> tuple[_KeyPoint, ...]: ...
+
+
+@functools.cache
+def _detector(name: Detector) -> _Detector:
+    """OpenCV's detector with all its defaults, built once per process."""
+    import cv2
+
+    constructors = {"fast": cv2.FastFeatureDetector.create, "sift": cv2.SIFT.create, "orb": cv2.ORB.create}
+    return cast(_Detector, constructors[name]())
+
+
+def detector_gray(image: np.ndarray, channel_order: ChannelOrder = "reference") -> np.ndarray:
+    """The gray picture that the detectors see: uint8 [H, W] from uint8 RGB [H, W, 3].
+
+    "reference" weighs red and blue the wrong way round, as the original does by handing an RGB array to OpenCV, which
+    takes it for BGR: (3735 R + 19235 G + 9798 B + 2^14) >> 15. "rgb" is the true luma.
+    """
+    import cv2
+
+    # OpenCV's own conversion is this formula, bit by bit, and vectorised.
+    code = cv2.COLOR_BGR2GRAY if channel_order == "reference" else cv2.COLOR_RGB2GRAY
+    return cast(np.ndarray, cv2.cvtColor(np.ascontiguousarray(image), code))
+
+
+def detect_keypoints(gray: np.ndarray, detector: Detector) -> np.ndarray:
+    """Keypoints of uint8 [H, W] in the detector's order: float32 [K, 6] = x, y, size, angle, response, octave."""
+    found = _detector(detector).detect(gray, None)
+    rows = [(*point.pt, point.size, point.angle, point.response, point.octave) for point in found]
+    return np.array(rows, dtype=np.float32).reshape(-1, 6)
+
+
+def keypoint_map(
+    image: np.ndarray, detector: Detector, footprint: Footprint, channel_order: ChannelOrder
+) -> np.ndarray:
+    """Detect keypoints on an RGB picture and mark them: uint8 [H, W] in {0, 1}.
+
+    Args:
+        image: uint8 [H, W, 3], augmented, not normalised.
+        detector: "fast", "sift" or "orb", each with OpenCV's defaults.
+        footprint: "ring" marks what OpenCV's drawKeypoints draws, an outline of 3 px radius whose centre stays 0 (the
+            original's code); "point" marks the nearest pixel (the paper's words).
+        channel_order: how colours are weighed, see `detector_gray`.
+    """
+    import cv2
+
+    gray = detector_gray(image, channel_order)
+    points = _detector(detector).detect(gray, None)
+    marks = np.zeros(gray.shape, dtype=np.uint8)
+    if not points:
+        return marks
+    if footprint == "ring" and detector != "fast":
+        # Sub-pixel positions: the footprint depends on the sixteenth of a pixel, so OpenCV draws.
+        canvas = np.zeros((*gray.shape, 3), dtype=np.uint8)
+        drawn = cv2.drawKeypoints(canvas, cast(tuple[cv2.KeyPoint, ...], points), canvas, color=(255, 0, 0))
+        return np.not_equal(drawn[..., 0], 0).astype(np.uint8)
+    where = np.rint(cv2.KeyPoint.convert(cast(tuple[cv2.KeyPoint, ...], points))).astype(np.intp)
+    columns = where[:, 0].clip(0, gray.shape[1] - 1)
+    rows = where[:, 1].clip(0, gray.shape[0] - 1)
+    marks[rows, columns] = 1
+    if footprint == "ring":
+        # FAST's positions are whole pixels: the union of rings is a dilation, equal to the drawing bit by bit.
+        return cast(np.ndarray, cv2.dilate(marks, _RING))
+    return marks
+
+
+def keypoint_density(marks: np.ndarray, cell_size: int) -> np.ndarray:
+    """Share of marked pixels in each square cell: float32 [H / cell_size, W / cell_size] in [0, 1].
+
+    Exact in float32 for the usual cell sizes (k / cell_size**2 with a power of two below).
+
+    Raises:
+        ShapeError: cells that don't divide the picture.
+    """
+    height, width = marks.shape
+    if height % cell_size or width % cell_size:
+        raise ShapeError(
+            f"a keypoint map of {height}x{width} pixels can't be cut into cells of {cell_size}: both sides must be "
+            "multiples of the cell size."
+        )
+    cells = marks.reshape(height // cell_size, cell_size, width // cell_size, cell_size)
+    count = cells.sum(axis=(1, 3), dtype=np.int64)
+    return (count / cell_size**2).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class KeypointDensity:
+    """What the loader computes beside the views: the densities of the first view, under `DENSITY_KEY`.
+
+    Attributes:
+        detector: which keypoints.
+        cell_size: side of a cell in pixels (the paper's w_ps).
+        footprint: see `keypoint_map`.
+        channel_order: see `detector_gray`.
+    """
+
+    detector: Detector
+    cell_size: int
+    footprint: Footprint = "ring"
+    channel_order: ChannelOrder = "reference"
+
+    def __call__(self, views: tuple[np.ndarray, ...], generator: np.random.Generator) -> dict[str, np.ndarray]:
+        """Densities of `views[0]`, uint8 [H, W, 3]; the generator is not needed, detection is deterministic."""
+        marks = keypoint_map(views[0], self.detector, self.footprint, self.channel_order)
+        return {DENSITY_KEY: keypoint_density(marks, self.cell_size)}
+
+
+def check_cells(image_size: int, cell_size: int, key: str) -> None:
+    """Refuse cells that don't divide the image; `key` names the setting in the message.
+
+    Raises:
+        ConfigError: with the cell sizes that would do.
+    """
+    if image_size % cell_size:
+        fitting = [size for size in range(4, image_size + 1) if image_size % size == 0]
+        raise ConfigError(
+            f"{key}: {cell_size} px cells don't divide the image side of {image_size} px. Cells that fit: "
+            f"{', '.join(map(str, fitting))}."
+        )
+
+
+def keypoint_weights(
+    density: Float[Tensor, "B h w"], temperature: float, normalize: Literal["none", "mean"] = "none"
+) -> Float[Tensor, "B h w"]:
+    """Loss weights of the cells: exp(clip(d / T, -20, 20)) over its minimum in the same image, so at least 1.
+
+    Args:
+        density: in [0, 1].
+        temperature: T > 0; smaller weighs keypoints more. The largest possible weight is exp(1 / T).
+        normalize: "none" as published; "mean" divides by the image's mean weight, which keeps the loss at SimMIM's
+            scale.
+    Source: KAMIM, arXiv 2407.13873 (official code).
+    """
+    with torch.autocast(density.device.type, enabled=False):
+        scores = (density.float() / temperature).clamp(-_MAX_EXPONENT, _MAX_EXPONENT).exp()
+        weights = scores / scores.amin(dim=(1, 2), keepdim=True)
+        if normalize == "mean":
+            weights = weights / weights.mean(dim=(1, 2), keepdim=True)
+        return weights
