@@ -1,4 +1,4 @@
-"""Builds the wheel and proves that it works on its own: contents, size, and a demo from an environment that has only it.
+"""Builds the wheel and proves that it works on its own: contents, size, and a demo where nothing else is installed.
 
 The environment borrows the dependencies of the one that runs this script instead of downloading torch a second time;
 that the wheel declares all it imports is tested in tests/test_architecture.py.
@@ -53,7 +53,7 @@ def install(wheel: Path, folder: Path) -> Path:
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
     command = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
     subprocess.run([*command, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
-    # A .pth file adds our site-packages without their own .pth files: the editable install of this checkout stays unseen.
+    # A .pth file adds our site-packages but not the .pth files in there: this checkout's editable install stays unseen.
     (own,) = folder.glob("**/site-packages")
     (own / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return scripts
