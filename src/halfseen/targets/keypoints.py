@@ -60,8 +60,9 @@ def _detector(name: Detector) -> _Detector:
     """OpenCV's detector with all its defaults, built once per process."""
     import cv2
 
-    constructors = {"fast": cv2.FastFeatureDetector.create, "sift": cv2.SIFT.create, "orb": cv2.ORB.create}
-    return cast(_Detector, constructors[name]())
+    if name == "fast":
+        return cast(_Detector, cv2.FastFeatureDetector.create())
+    return cast(_Detector, cv2.SIFT.create() if name == "sift" else cv2.ORB.create())
 
 
 def detector_gray(image: np.ndarray, channel_order: ChannelOrder = "reference") -> np.ndarray:
@@ -81,7 +82,8 @@ def detect_keypoints(gray: np.ndarray, detector: Detector) -> np.ndarray:
     """Keypoints of uint8 [H, W] in the detector's order: float32 [K, 6] = x, y, size, angle, response, octave."""
     found = _detector(detector).detect(gray, None)
     rows = [(*point.pt, point.size, point.angle, point.response, point.octave) for point in found]
-    return np.array(rows, dtype=np.float32).reshape(-1, 6)
+    table: np.ndarray = np.array(rows, dtype=np.float32).reshape(-1, 6)
+    return table
 
 
 def keypoint_map(
@@ -107,7 +109,8 @@ def keypoint_map(
         # Sub-pixel positions: the footprint depends on the sixteenth of a pixel, so OpenCV draws.
         canvas = np.zeros((*gray.shape, 3), dtype=np.uint8)
         drawn = cv2.drawKeypoints(canvas, cast(tuple[cv2.KeyPoint, ...], points), canvas, color=(255, 0, 0))
-        return np.not_equal(drawn[..., 0], 0).astype(np.uint8)
+        marks[drawn[..., 0] != 0] = 1
+        return marks
     where = np.rint(cv2.KeyPoint.convert(cast(tuple[cv2.KeyPoint, ...], points))).astype(np.intp)
     columns = where[:, 0].clip(0, gray.shape[1] - 1)
     rows = where[:, 1].clip(0, gray.shape[0] - 1)
