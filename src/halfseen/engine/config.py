@@ -191,8 +191,8 @@ class TrainConfig(BaseModel):
     micro_batch_size: int | None = Field(
         None,
         ge=1,
-        description="Images per forward pass of one process; smaller needs less memory. None takes batch_size divided by "
-        "the processes.",
+        description="Images per forward pass of one process; smaller needs less memory. None takes batch_size "
+        "divided by the processes.",
     )
     max_steps: int | None = Field(
         None,
@@ -202,8 +202,8 @@ class TrainConfig(BaseModel):
     drop_last: bool = Field(
         True, description="Leave out the last, incomplete batch of each epoch (true/false); KAMIM keeps it."
     )
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How gradients become updates.")
-    lr: LearningRateConfig = Field(default_factory=LearningRateConfig, description="The learning rate over the run.")
+    optimizer: OptimizerConfig = Field(OptimizerConfig.model_validate({}), description="How gradients become updates.")
+    lr: LearningRateConfig = Field(LearningRateConfig.model_validate({}), description="The learning rate over the run.")
     clip_norm: float | None = Field(
         None,
         gt=0.0,
@@ -400,7 +400,8 @@ def _must_be_default(config: BaseModel, key: str, who: str) -> None:
     value = getattr(config, key)
     if value != default:
         raise ValueError(
-            f"{key}: got {_shown(value)}, but it has no effect with {who}. Leave it out (its default is {_shown(default)})."
+            f"{key}: got {_shown(value)}, but it has no effect with {who}. Leave it out "
+            f"(its default is {_shown(default)})."
         )
 
 
