@@ -242,7 +242,7 @@ def _check(
             raise ShapeError(
                 f"k-NN got non-finite {split} features: the encoder's weights are broken (NaN or infinity)."
             )
-    num_classes = len(labels.unique())
+    num_classes = int((torch.bincount(labels) > 0).sum())
     if num_classes < 2:
         raise DataError(f"k-NN needs at least 2 classes among the labelled training images, got {num_classes}.")
     if not k or min(k) < 1 or not temperature or min(temperature) <= 0:

@@ -1,9 +1,11 @@
-"""What an evaluation was asked for, what it found, and the protocol that measures an encoder with its baselines.
+"""What an evaluation was asked for and what it found.
 
 A result never stands alone: it carries the protocol, the features, the data and their sizes, the same network at random
 initialisation, raw pixels, and confidence intervals. One json file per evaluation; the same content is printed.
 """
 
+import json
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,3 +51,70 @@ class EvaluateConfig(BaseModel):
         "1 keeps the whole short side (right for images that are small already).",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
+
+
+class SplitUsed(BaseModel):
+    """One side of an evaluation's data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    split: str
+    n: int
+    labelled: int
+    fingerprint: str
+    skipped: int
+
+
+class ClassResult(BaseModel):
+    """How one class fares: shares of its `n` test images that are classified rightly, in percent."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    n: int
+    encoder: float
+    baselines: dict[str, float]
+
+
+class Result(BaseModel):
+    """One finished evaluation, complete enough to be judged without its run.
+
+    Accuracies are percent. `metrics` and each of `baselines` have the same keys: `top1` (and `top5` with more than five
+    classes) of the headline setting, `top1_k20` ... for every k at the first temperature, `top1_k20_T0.5` for others.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    protocol: str
+    protocol_text: str
+    settings: dict[str, float | int | bool | str | list[int] | list[float]]
+    headline: dict[str, float | int]
+    features: str
+    feature_dim: int
+    role: str
+    encoder: str
+    data: dict[str, SplitUsed]
+    split: str
+    seed: int
+    n: int
+    n_train: int
+    num_classes: int
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    confidence_interval: dict[str, tuple[float, float]]
+    confidence_text: str
+    per_class: list[ClassResult]
+    confusion: list[list[int]] | None
+    notes: list[str]
+    seconds: float
+    halfseen_version: str
+
+    def write(self, folder: Path) -> Path:
+        """Write `<folder>/<protocol>.json`, replacing an older one whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.protocol}.json"
+        beside = path.with_suffix(".json.part")
+        beside.write_text(json.dumps(self.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+        return path
