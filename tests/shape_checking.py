@@ -8,14 +8,16 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from beartype import beartype
+from beartype import BeartypeConf, beartype
+
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is fine for a float, as for every type checker
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, which from now on raises when an argument or its result contradicts the annotation."""
     for hint in getattr(function, "__annotations__", {}).values():
         make_protocols_checkable(hint)
-    return beartype(function)
+    return _check(function)
 
 
 def make_protocols_checkable(hint: object) -> None:
