@@ -87,7 +87,7 @@ def detect_keypoints(gray: np.ndarray, detector: Detector) -> np.ndarray:
 
 
 def keypoint_map(
-    image: np.ndarray, detector: Detector, footprint: Footprint, channel_order: ChannelOrder
+    image: np.ndarray, detector: Detector, footprint: Footprint = "ring", channel_order: ChannelOrder = "reference"
 ) -> np.ndarray:
     """Detect keypoints on an RGB picture and mark them: uint8 [H, W] in {0, 1}.
 
@@ -136,8 +136,9 @@ def keypoint_density(marks: np.ndarray, cell_size: int) -> np.ndarray:
             "multiples of the cell size."
         )
     cells = marks.reshape(height // cell_size, cell_size, width // cell_size, cell_size)
-    count = cells.sum(axis=(1, 3), dtype=np.int64)
-    return (count / cell_size**2).astype(np.float32)
+    count: np.ndarray = cells.sum(axis=(1, 3), dtype=np.int64)
+    density: np.ndarray = (count / cell_size**2).astype(np.float32)
+    return density
 
 
 @dataclass(frozen=True)
