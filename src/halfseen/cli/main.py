@@ -1,0 +1,157 @@
+"""The command `halfseen`: finds the sub-command, runs it, and turns what went wrong into a sentence and an exit code.
+
+Exit 0 is success, 2 the user's fault (one sentence a fault on stderr), 1 ours (a traceback), 130 Ctrl-C. Only the
+module of the chosen sub-command is imported, so `halfseen --help` does not wait for torch.
+"""
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from typing import Annotated, Any, NamedTuple, cast
+
+import typer
+from typer.core import TyperGroup
+
+from halfseen.errors import ConfigError, HalfseenError
+
+INTERRUPTED = 130
+USERS_FAULT = 2
+
+
+class Entry(NamedTuple):
+    """A sub-command: where it lives, and its line in `halfseen --help`.
+
+    The module has a function `command`, or a Typer `app` where `is_group` says that it has sub-commands of its own.
+    """
+
+    module: str
+    summary: str
+    is_group: bool = False
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry("demo", "The whole story on bundled data in three minutes: train, measure, report."),
+    "pretrain": Entry("pretrain", "Pre-train an encoder on a folder of images."),
+    "recipes": Entry("recipes", "List, show and compare the recipes: published and small ones.", is_group=True),
+    "data": Entry("data", "Check a data set: bad files, sizes, statistics, decode speed.", is_group=True),
+    "knn": Entry("knn", "Measure an encoder by k-nearest neighbours, with baselines."),
+    "embed": Entry("embed", "Write the features of a folder of images to a file."),
+    "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
+    "report": Entry("report", "Write a run's report as one HTML page."),
+    "export": Entry("export", "Write an encoder for timm, Hugging Face or ONNX."),
+    "import": Entry("import_", "Read official weights (MAE, SimMIM, KAMIM, ViNy) and report every key."),
+}
+
+
+class _Commands(TyperGroup):
+    """A group whose commands are imported when they are called by name, never to print the list."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            near = difflib.get_close_matches(cmd_name, COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"unknown command '{cmd_name}'. Known: {', '.join(COMMANDS)}.{hint}")
+        return load_command(cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def load_command(name: str) -> Any:
+    """Imports a sub-command's module and makes the command that typer runs."""
+    entry = COMMANDS[name]
+    module = importlib.import_module(f"halfseen.cli.{entry.module}")
+    if entry.is_group:
+        module.app.rich_markup_mode = None
+        return typer.main.get_group(module.app)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name)(module.command)
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(
+    name="halfseen",
+    cls=_Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Example: halfseen pretrain my_photos --recipe mae_small. "
+    "`halfseen COMMAND --help` shows the options of a command and an example.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def halfseen(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log details to stderr.")] = False,
+) -> None:
+    """Teaches vision transformers to see from half-seen images: pre-train, measure, explain."""
+    if version:
+        from importlib.metadata import version as installed_version
+
+        typer.echo(f"halfseen {installed_version('halfseen')}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit()
+    set_up_logging(logging.DEBUG if verbose else logging.INFO)
+
+
+def set_up_logging(level: int) -> None:
+    """The library's log goes to stderr as plain lines; of several processes only the first one speaks."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("halfseen")
+    logger.handlers = [handler]
+    logger.setLevel(level if is_first_process() else logging.ERROR)
+    logger.propagate = False
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or number 0 of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and gives the exit code; only faults of ours come out as exceptions."""
+    usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, wherever typer keeps it
+    try:
+        code = typer.main.get_command(app).main(args=arguments, prog_name="halfseen", standalone_mode=False)
+        sys.stdout.flush()
+    except usage_error as error:
+        path = error.ctx.command_path if error.ctx else "halfseen"
+        complain(f"{path}: {error.format_message().rstrip('.')}. See `{path} --help`.")
+        return USERS_FAULT
+    except HalfseenError as error:
+        complain(str(error))
+        return USERS_FAULT
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has seen enough; without this the interpreter complains while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code if isinstance(code, int) else 0
+
+
+def complain(text: str) -> None:
+    """A sentence on stderr, from the first process only: all of them find the same fault."""
+    if is_first_process():
+        sys.stderr.write(f"{text}\n")
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
