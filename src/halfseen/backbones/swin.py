@@ -1,0 +1,137 @@
+"""The Swin transformer: timm's SwinTransformer behind the masked forward.
+
+The attention branch is written out here: windows are cut from the projected q, k, v and put back before the output
+projection (two copies instead of four), bias and shift mask are added in one step, and images of another size than
+the model was built for are padded before the shift, as the iBOT code does (timm pads after it).
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from halfseen.backbones.base import Encoder, Features, Tokens
+from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
+from halfseen.errors import ShapeError
+from halfseen.ops.patches import patch_grid
+
+
+class SwinEncoder(Encoder):
+    """timm's SwinTransformer with patches replaced by a mask token after the patch embedding's norm.
+
+    Args:
+        trunk: the timm model, without a classifier.
+        image_size: side in pixels for which `trunk` was built; it decides windows and shifts for every input size.
+    """
+
+    def __init__(self, trunk: SwinTransformer, image_size: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.image_size = image_size
+        self.embed_dim = trunk.num_features
+        self.mask_dim = trunk.patch_embed.proj.out_channels
+        self.patch_size = trunk.patch_embed.patch_size[0]
+        self.stride = self.patch_size * 2 ** (len(trunk.layers) - 1)
+        self.num_prefix_tokens = 0
+        self.num_layers = sum(len(stage.blocks) for stage in trunk.layers)
+        self.num_heads = trunk.layers[-1].blocks[-1].attn.num_heads
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks of all stages in order."""
+        return [block for stage in self.trunk.layers for block in stage.blocks]
+
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        visible_ids: Tensor | None = None,
+        layers: Sequence[int] = (),
+    ) -> Features:
+        check_hiding(mask, mask_token, visible_ids)
+        check_layers(layers, self.num_layers)
+        if visible_ids is not None:
+            raise ShapeError(
+                "visible_ids: a Swin encoder can't drop patches, its windows need the whole grid. Use a method that "
+                "replaces them (simmim, kamim) or a vit_* model."
+            )
+        B = len(images)
+        rows, columns = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
+        tokens = self.trunk.patch_embed.norm(project_patches(images, self.trunk.patch_embed.proj))
+        if mask is not None and mask_token is not None:
+            tokens = replace_hidden(tokens, mask, mask_token)
+        x = tokens.reshape(B, rows, columns, -1)  # [B, h, w, C]
+        kept = {0: x}
+        number = 0
+        for stage in self.trunk.layers:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                x = swin_block(block, x)
+                number += 1
+                if number in layers:
+                    kept[number] = x
+        raw = tuple(_flat(kept[layer]) for layer in layers)
+        final = _flat(self.trunk.norm(x))
+        return Features(final.prefix, final.patches, final.grid, raw)
+
+
+def swin_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """One Swin block on float [B, h, w, C]."""
+    x = x + block.drop_path1(_window_attention(block, block.norm1(x)))
+    return x + block.drop_path2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+
+
+def _flat(x: Tensor) -> Tokens:
+    B, rows, columns, C = x.shape
+    return Tokens(x.new_zeros(B, 0, C), x.reshape(B, rows * columns, C), (rows, columns))
+
+
+def _window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Attention within (shifted) windows of float [B, h, w, C], already normalised."""
+    B, h, w, _ = x.shape
+    (side, side_w), (shift, shift_w) = block.window_size, block.shift_size
+    pad_h, pad_w = -h % side, -w % side_w
+    if pad_h or pad_w:
+        # Padded tokens are zeros and take part in the attention: their q, k, v are the projection's bias.
+        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+    if shift or shift_w:
+        x = x.roll((-shift, -shift_w), dims=(1, 2))
+    rows, columns = x.shape[1] // side, x.shape[2] // side_w
+    attention = block.attn
+    heads, tokens = attention.num_heads, side * side_w
+    qkv = attention.qkv(x).reshape(B, rows, side, columns, side_w, 3, heads, -1)
+    query, key, value = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, B, rows * columns, heads, tokens, -1).unbind(0)
+    bias = _bias(block, x)  # [1 or windows, heads, T, T]
+    if x.device.type == "cpu":
+        # The bias is trained, so the fused CPU kernel would fall back to plain products anyway.
+        logits = (query * attention.scale) @ key.transpose(-2, -1)
+        out = (logits + bias.to(logits.dtype)).softmax(dim=-1) @ value
+    else:
+        merged = B * rows * columns
+        bias = bias.expand(rows * columns, -1, -1, -1).repeat(B, 1, 1, 1) if len(bias) > 1 else bias
+        out = F.scaled_dot_product_attention(
+            *(part.reshape(merged, heads, tokens, -1) for part in (query, key, value)),
+            attn_mask=bias.to(query.dtype),
+        )
+    out = out.reshape(B, rows, columns, heads, side, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
+    out = attention.proj(out.reshape(B, rows * side, columns * side_w, -1))
+    if shift or shift_w:
+        out = out.roll((shift, shift_w), dims=(1, 2))
+    return out[:, :h, :w] if pad_h or pad_w else out  # type: ignore[no-any-return]
+
+
+def _bias(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Relative position bias plus shift mask for the padded map `x`: [1 or windows, heads, T, T]."""
+    attention = block.attn
+    tokens = attention.window_area
+    table = attention.relative_position_bias_table[attention.relative_position_index.reshape(-1)]
+    bias = table.reshape(1, tokens, tokens, -1).permute(0, 3, 1, 2)
+    if not any(block.shift_size):
+        return bias
+    mask = block.attn_mask
+    if mask is None or len(mask) != x.shape[1] * x.shape[2] // tokens or x.shape[1] != x.shape[2]:
+        mask = block.get_attn_mask(x)
+    return bias + mask.unsqueeze(1)  # type: ignore[no-any-return]
