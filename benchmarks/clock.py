@@ -1,0 +1,72 @@
+"""Measuring: interleaved repetitions, the machine's own peak, memory of a fresh process."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def interleaved(steps: Sequence[Callable[[], object]], repetitions: int) -> list[list[float]]:
+    """Seconds of each call, measured in turns (a b a b ...), so a slow moment of the machine hits all alike.
+
+    Each one runs once before, unmeasured, and the order turns round each time.
+    """
+    for step in steps:
+        step()
+    seconds: list[list[float]] = [[] for _ in steps]
+    for repetition in range(repetitions):
+        order = range(len(steps)) if repetition % 2 == 0 else reversed(range(len(steps)))
+        for which in order:
+            start = time.perf_counter()
+            steps[which]()
+            seconds[which].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Half of the distance between the quartiles over the median: how steady a measurement was."""
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return (high - low) / 2 / middle
+
+
+def gemm_peak(precision: str, repetitions: int = 7) -> float:
+    """Best FLOP/s of a large square matrix product in this precision."""
+    side = 2048
+    left, right = (torch.randn(side, side).to(PRECISIONS[precision]) for _ in range(2))
+    torch.mm(left, right)
+    seconds = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        torch.mm(left, right)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def resident_peak() -> int:
+    """Largest resident memory of this process so far, in bytes (Linux and macOS count in different units)."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_now() -> int:
+    """Resident memory of this process, in bytes; 0 where the system doesn't say."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+
+
+def in_fresh_process(*arguments: str) -> dict[str, float]:
+    """What `python -m benchmarks.memory ARGUMENTS` prints as its last line of JSON."""
+    command = [sys.executable, "-m", "benchmarks.memory", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1])
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
