@@ -130,4 +130,5 @@ class BeitEncoder(Encoder):
             tokens = tokens + (table[:, 1:] if visible_ids is None else table[0, 1:][visible_ids])
             class_token = class_token + table[:, :1]
         tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.trunk.pos_drop(tokens)  # type: ignore[no-any-return]
+        embedded: Tensor = self.trunk.pos_drop(tokens)
+        return embedded

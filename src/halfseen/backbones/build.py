@@ -162,8 +162,11 @@ def swin_window(
 
 def _check_patch_embedding(trunk: VisionTransformer, name: str) -> None:
     projection = getattr(trunk.patch_embed, "proj", None)
-    plain = isinstance(projection, torch.nn.Conv2d) and projection.kernel_size == projection.stride
-    if not plain or projection.kernel_size[0] != projection.kernel_size[1]:
+    if (
+        not isinstance(projection, torch.nn.Conv2d)
+        or projection.kernel_size != projection.stride
+        or projection.kernel_size[0] != projection.kernel_size[1]
+    ):
         raise ConfigError(
             f"model.name: {name!r} has a convolutional stem; hiding needs a plain square patch projection."
         )

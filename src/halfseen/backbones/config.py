@@ -147,7 +147,7 @@ class ModelConfig(BaseModel):
         return self
 
     def _departs(self, key: str) -> bool:
-        return getattr(self, key) != type(self).model_fields[key].default
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
     def _check_heads(self) -> None:
         preset = PRESETS.get(self.name)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from halfseen.backbones.base import Tokens
@@ -112,29 +114,30 @@ def fused_attention_pays(tensor: Tensor) -> bool:
     return tensor.dtype not in (torch.bfloat16, torch.float16)
 
 
-def choose_attention(blocks: Iterable[nn.Module], tensor: Tensor) -> None:
+def choose_attention(blocks: Iterable[Block], tensor: Tensor) -> None:
     """Set the kernel of timm's attention modules for the coming forward pass."""
     fused = fused_attention_pays(tensor)
     for block in blocks:
-        block.attn.fused_attn = fused  # type: ignore[union-attr, assignment]
+        block.attn.fused_attn = fused
 
 
 def attention_weights(
-    attention: nn.Module, tokens: Float[Tensor, "B T D"], bias: Tensor | None = None
+    attention: Attention, tokens: Float[Tensor, "B T D"], bias: Tensor | None = None
 ) -> Float[Tensor, "B heads T T"]:
     """Softmax weights of a timm attention module for its (already normalised) input, float32, rows sum to 1."""
     B, T, _ = tokens.shape
-    qkv_bias = attention.qkv.bias  # type: ignore[union-attr]
+    qkv_bias = attention.qkv.bias
     if getattr(attention, "q_bias", None) is not None:
-        qkv_bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])  # type: ignore[list-item]
-    qkv = F.linear(tokens, attention.qkv.weight, qkv_bias)  # type: ignore[union-attr, arg-type]
+        qkv_bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    qkv = F.linear(tokens, attention.qkv.weight, qkv_bias)
     query, key, _ = qkv.reshape(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     if hasattr(attention, "q_norm"):
-        query, key = attention.q_norm(query), attention.k_norm(key)  # type: ignore[operator]
+        query, key = attention.q_norm(query), attention.k_norm(key)
     logits = (query.float() * attention.scale) @ key.float().transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.float()
-    return logits.softmax(dim=-1)
+    weights: Tensor = logits.softmax(dim=-1)
+    return weights
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

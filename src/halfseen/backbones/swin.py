@@ -81,7 +81,8 @@ class SwinEncoder(Encoder):
 def swin_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """One Swin block on float [B, h, w, C]."""
     x = x + block.drop_path1(_window_attention(block, block.norm1(x)))
-    return x + block.drop_path2(block.mlp(block.norm2(x)))  # type: ignore[no-any-return]
+    out: Tensor = x + block.drop_path2(block.mlp(block.norm2(x)))
+    return out
 
 
 def _flat(x: Tensor) -> Tokens:
@@ -112,15 +113,14 @@ def _window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     else:
         merged = B * rows * columns
         bias = bias.expand(rows * columns, -1, -1, -1).repeat(B, 1, 1, 1) if len(bias) > 1 else bias
-        out = F.scaled_dot_product_attention(
-            *(part.reshape(merged, heads, tokens, -1) for part in (query, key, value)),
-            attn_mask=bias.to(query.dtype),
-        )
+        query, key, value = (part.reshape(merged, heads, tokens, -1) for part in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
     out = out.reshape(B, rows, columns, heads, side, side_w, -1).permute(0, 1, 4, 2, 5, 3, 6)
     out = attention.proj(out.reshape(B, rows * side, columns * side_w, -1))
     if shift or shift_w:
         out = out.roll((shift, shift_w), dims=(1, 2))
-    return out[:, :h, :w] if pad_h or pad_w else out  # type: ignore[no-any-return]
+    attended: Tensor = out[:, :h, :w] if pad_h or pad_w else out
+    return attended
 
 
 def _bias(block: SwinTransformerBlock, x: Tensor) -> Tensor:
@@ -128,10 +128,11 @@ def _bias(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     attention = block.attn
     tokens = attention.window_area
     table = attention.relative_position_bias_table[attention.relative_position_index.reshape(-1)]
-    bias = table.reshape(1, tokens, tokens, -1).permute(0, 3, 1, 2)
+    bias: Tensor = table.reshape(1, tokens, tokens, -1).permute(0, 3, 1, 2)
     if not any(block.shift_size):
         return bias
     mask = block.attn_mask
     if mask is None or len(mask) != x.shape[1] * x.shape[2] // tokens or x.shape[1] != x.shape[2]:
         mask = block.get_attn_mask(x)
-    return bias + mask.unsqueeze(1)  # type: ignore[no-any-return]
+    with_shift: Tensor = bias + mask.unsqueeze(1)
+    return with_shift

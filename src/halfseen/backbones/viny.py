@@ -51,7 +51,8 @@ class ViNyPatchEmbed(nn.Module):
     def forward(self, images: Float[Tensor, "B 3 H W"], visible_ids: Tensor | None = None) -> Float[Tensor, "B n D"]:
         """Embeddings of all patches, or of the visible ones in the order of `visible_ids`."""
         patches = cut_patches(images, self.patch_size[0], visible_ids).permute(0, 1, 3, 4, 2)
-        return self.norm(self.proj(self.pre_norm(patches.flatten(2))))  # type: ignore[no-any-return]
+        embedded: Tensor = self.norm(self.proj(self.pre_norm(patches.flatten(2))))
+        return embedded
 
 
 def build_viny_trunk(
@@ -162,7 +163,7 @@ class ViNyEncoder(Encoder):
         visible_ids: Tensor | None,
     ) -> Tensor:
         """Patch tokens (after the class token, if used) with their positions: [B, T, D]."""
-        tokens = self.trunk.patch_embed(images, visible_ids)
+        tokens: Tensor = self.trunk.patch_embed(images, visible_ids)
         if mask is not None and mask_token is not None:
             tokens = replace_hidden(tokens, mask, mask_token)
         table = resize_positions(self.trunk.pos_embed, grid[0], grid[1], 1, self.position_rule)

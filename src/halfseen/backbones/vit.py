@@ -104,7 +104,8 @@ class ViTEncoder(Encoder):
         prefix = self._prefix(prefix_positions)
         if prefix is not None:
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        return self.trunk.norm_pre(self.trunk.pos_drop(tokens))  # type: ignore[no-any-return]
+        embedded: Tensor = self.trunk.norm_pre(self.trunk.pos_drop(tokens))
+        return embedded
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
         """Positions of the prefix tokens [1, P, D] (None: they get none) and of the patches [1, N, D]."""
