@@ -1,4 +1,4 @@
-"""What a run may say about its data: where the images are, at which size they are seen, and how bad files are treated."""
+"""What a run may say about its data: where the images are, at which size they are seen, what becomes of bad files."""
 
 from typing import Annotated
 
@@ -18,38 +18,53 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str = Field(
-        "bundled:fashion",
+        default="bundled:fashion",
         min_length=1,
         description="Where the images are: a folder, a manifest.csv or .parquet, 'bundled:fashion', "
         "'bundled:fashion-scenes' or 'torchvision:NAME'.",
     )
-    image_size: int = Field(224, ge=16, le=4096, description="Side of the square images the encoder sees, in pixels.")
+    image_size: int = Field(
+        default=224, ge=16, le=4096, description="Side of the square images the encoder sees, in pixels."
+    )
     mean: tuple[Share, Share, Share] = Field(
-        IMAGENET_MEAN, description="Mean of red, green and blue that is subtracted, on the scale 0 to 1."
+        default=IMAGENET_MEAN, description="Mean of red, green and blue that is subtracted, on the scale 0 to 1."
     )
     std: tuple[Deviation, Deviation, Deviation] = Field(
-        IMAGENET_STD, description="Standard deviation of red, green and blue that is divided by, on the scale 0 to 1."
+        default=IMAGENET_STD,
+        description="Standard deviation of red, green and blue that is divided by, on the scale 0 to 1.",
     )
     subset_size: int | None = Field(
-        None, ge=1, description="Train on this many images drawn from the training split; None uses all."
+        default=None, ge=1, description="Train on this many images drawn from the training split; None uses all."
     )
-    subset_seed: int = Field(0, ge=0, description="Seed of the draw of `subset_size` images.")
+    subset_seed: int = Field(default=0, ge=0, description="Seed of the draw of `subset_size` images.")
     max_bad_fraction: float = Field(
-        0.1, ge=0.0, le=1.0, description="Largest share of unreadable files among those checked before training."
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="Largest share of unreadable files among those checked before training.",
     )
     precheck: int | None = Field(
-        2000, ge=1, description="Number of files, evenly drawn, that are decoded before training; None checks none."
+        default=2000,
+        ge=1,
+        description="Number of files, evenly drawn, that are decoded before training; None checks none.",
     )
     max_pixels: int = Field(
-        178_956_970, ge=1, description="Images with more pixels than this are skipped: a guard against decompression bombs."
+        default=178_956_970,
+        ge=1,
+        description="Images with more pixels than this are skipped: a guard against decompression bombs.",
     )
     skip_list: str | None = Field(
-        None,
+        default=None,
         description="Path of a skip list written by `halfseen data check`; None uses halfseen_skip.json in the data's "
         "folder where there is one.",
     )
+    root_dir: str | None = Field(
+        default=None,
+        description="Folder that holds, or receives, torchvision's data sets; None takes the environment variable "
+        "HALFSEEN_DATA, else ~/.cache/halfseen.",
+    )
     scene_size: int | None = Field(
-        None,
+        default=None,
         ge=32,
         le=224,
         description="Side of the composed pictures of bundled:fashion-scenes, in pixels; None takes image_size, kept "
@@ -61,6 +76,11 @@ class DataConfig(BaseModel):
         if self.scene_size is not None and self.source != SCENES:
             raise ValueError(
                 f"scene_size: got {self.scene_size}, but it has an effect for source '{SCENES}' only, not for "
+                f"'{self.source}'. Leave it out."
+            )
+        if self.root_dir is not None and not self.source.startswith("torchvision:"):
+            raise ValueError(
+                f"root_dir: got '{self.root_dir}', but it has an effect for torchvision: sources only, not for "
                 f"'{self.source}'. Leave it out."
             )
         return self

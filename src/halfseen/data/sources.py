@@ -1,17 +1,28 @@
-"""Where images come from: folders, manifests, torchvision's data sets and the bundled ones, behind one small interface."""
+"""Where images come from: folders, manifests, torchvision's data sets and bundled ones, behind one small interface.
 
+`open_source` turns what a user writes into a `Source`: a fixed, ordered set of images that is read by index. Sources
+hold no random state and no open files, so loader workers can share or copy them.
+"""
+
+import difflib
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from halfseen.data.config import DataConfig
 from halfseen.data.decode import BadImage
+from halfseen.errors import DataError
+from halfseen.ops.randomness import numpy_generator
 
-__all__ = ["BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
+__all__ = ["ArraySource", "BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
 
 Split = Literal["train", "test"]
+SCHEMES = ("bundled", "torchvision")
 
 
 class LeftOut(NamedTuple):
@@ -33,7 +44,7 @@ class Source(ABC):
 
     name: str
     class_names: tuple[str, ...]
-    labels: np.ndarray
+    labels: Int[np.ndarray, " n"]
     left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
@@ -44,7 +55,7 @@ class Source(ABC):
         """Where the image comes from, for messages and lists."""
 
     @abstractmethod
-    def read(self, index: int, shrink_to: int | None = None) -> np.ndarray:
+    def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         """The image: uint8 [H, W, 3], RGB, upright.
 
         Args:
@@ -55,7 +66,7 @@ class Source(ABC):
             BadImage: if there is no picture to be had from it.
         """
 
-    def read_mask(self, index: int) -> np.ndarray | None:
+    def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
         """uint8 [H, W], class of each pixel (0 = background), or None where there are no masks."""
         return None
 
@@ -65,18 +76,180 @@ class Source(ABC):
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
-        raise TypeError(type(self).__name__)
+        return SubsetSource(self, np.asarray(indices, dtype=np.int64))
+
+
+class SubsetSource(Source):
+    """Some of another source's images."""
+
+    def __init__(self, whole: Source, indices: Int[np.ndarray, " n"]) -> None:
+        if isinstance(whole, SubsetSource):
+            whole, indices = whole.whole, whole.indices[indices]
+        self.whole, self.indices = whole, indices
+        self.name, self.class_names, self.left_out = whole.name, whole.class_names, whole.left_out
+        self.labels = whole.labels[indices]
+
+    def path(self, index: int) -> str:
+        return self.whole.path(int(self.indices[index]))
+
+    def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        return self.whole.read(int(self.indices[index]), shrink_to)
+
+    def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
+        return self.whole.read_mask(int(self.indices[index]))
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.whole.fingerprint().encode())
+        digest.update(self.indices.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class ArraySource(Source):
+    """Images held in memory, all of one size.
+
+    Args:
+        name: for messages.
+        images: uint8 [n, H, W] grey or [n, H, W, 3].
+        labels: int64 [n], or -1 where there is none.
+        class_names: in the order of the labels.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: UInt8[np.ndarray, "n H W"] | UInt8[np.ndarray, "n H W 3"],
+        labels: Int[np.ndarray, " n"],
+        class_names: Sequence[str],
+    ) -> None:
+        self.name, self.images, self.class_names = name, images, tuple(class_names)
+        self.labels = labels.astype(np.int64)
+
+    def path(self, index: int) -> str:
+        return f"{self.name}#{index}"
+
+    def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        image = self.images[index]
+        return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image.copy()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
+        digest.update(self.labels.astype("<i8").tobytes())
+        digest.update(np.ascontiguousarray(self.images).data)
+        return digest.hexdigest()
 
 
 def open_source(source: str, split: Split = "train", *, config: DataConfig | None = None) -> Source:
     """The images that `source` names.
 
+    Args:
+        source: a folder, a manifest (.csv or .parquet), 'bundled:NAME' or 'torchvision:NAME'.
+        split: which part of it; what has no parts is all 'train'.
+        config: the run's settings of the data; `subset_size` draws from the training split.
     Raises:
         DataError: if there is nothing there, or not that split; the message says what to mend.
     """
-    raise TypeError(source)
+    if split not in get_args(Split):
+        raise DataError(f"split: unknown '{split}'. Known: {', '.join(get_args(Split))}.")
+    settings = config if config is not None and config.source == source else _settings_for_other(source, config)
+    opened = _open(source, split, settings)
+    if settings.subset_size is None or split != "train":
+        return opened
+    if settings.subset_size > len(opened):
+        raise DataError(
+            f"data.subset_size: got {settings.subset_size}, but '{source}' has {len(opened)} images. Write a smaller "
+            "number, or null for all."
+        )
+    order = numpy_generator(settings.subset_seed, "subset").permutation(len(opened))
+    return opened.subset(np.sort(order[: settings.subset_size]))
 
 
 def has_split(source: str, split: Split) -> bool:
-    """Whether `open_source(source, split)` would find such a split."""
-    raise TypeError(source)
+    """Whether `open_source(source, split)` would find such a split. Sources that don't exist have none."""
+    from halfseen.data import files, torchvision_sets
+
+    scheme, name = _parse_scheme(source)
+    if scheme == "bundled":
+        return True
+    if scheme == "torchvision":
+        return torchvision_sets.has_split(name, split)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return files.find_split_folder(path, split) is not None
+    return path.is_file() and files.manifest_has_split(path, split)
+
+
+def _settings_for_other(source: str, config: DataConfig | None) -> DataConfig:
+    """Settings for data that is not the run's own: its subset, skip list and folders don't concern it."""
+    if config is None:
+        return DataConfig(source=source)
+    return DataConfig(
+        source=source,
+        image_size=config.image_size,
+        max_pixels=config.max_pixels,
+        max_bad_fraction=config.max_bad_fraction,
+        precheck=config.precheck,
+    )
+
+
+def _open(source: str, split: Split, settings: DataConfig) -> Source:
+    from halfseen.data import files, torchvision_sets
+
+    scheme, name = _parse_scheme(source)
+    if scheme is not None and settings.skip_list is not None:
+        raise DataError(
+            f"data.skip_list: got '{settings.skip_list}', but it has an effect for folders and manifests only, not for "
+            f"'{source}'. Leave it out."
+        )
+    if scheme == "bundled":
+        return _open_bundled(name, split, settings)
+    if scheme == "torchvision":
+        return torchvision_sets.open_torchvision(name, split, settings)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return files.open_folder(path, split, settings)
+    if path.is_file():
+        return files.open_manifest(path, split, settings)
+    raise DataError(
+        f"data.source: '{source}' does not exist.{_suggest_sibling(path)} Give a folder of images, a manifest (.csv or "
+        ".parquet), 'bundled:fashion', 'bundled:fashion-scenes' or 'torchvision:NAME'."
+    )
+
+
+def _open_bundled(name: str, split: Split, settings: DataConfig) -> Source:
+    from halfseen.data import bundled, scenes
+
+    if name == "fashion":
+        return bundled.open_fashion(split)
+    if name == "fashion-scenes":
+        return scenes.open_scenes(split, settings.scene_size or min(max(settings.image_size, 32), 224))
+    known = ("fashion", "fashion-scenes")
+    raise DataError(f"data.source: unknown 'bundled:{name}'. Known: {', '.join(known)}.{did_you_mean(name, known)}")
+
+
+def _parse_scheme(source: str) -> tuple[str | None, str]:
+    """('bundled', 'fashion') for 'bundled:fashion'; (None, source) for a path."""
+    scheme, colon, name = source.partition(":")
+    if scheme in SCHEMES and colon:
+        return scheme, name
+    # A single letter is a Windows drive, and an existing file may well have a colon in its name.
+    if not colon or len(scheme) < 2 or "/" in scheme or Path(source).expanduser().exists():
+        return None, source
+    raise DataError(
+        f"data.source: unknown kind '{scheme}:' in '{source}'. Known: {', '.join(f'{known}:' for known in SCHEMES)} "
+        f"and paths.{did_you_mean(scheme, SCHEMES)}"
+    )
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """' Did you mean ...?' if something known is close to the word, else nothing."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
+    return f" Did you mean '{by_lower[close[0]]}'?" if close else ""
+
+
+def _suggest_sibling(path: Path) -> str:
+    try:
+        siblings = [entry.name for entry in path.absolute().parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path.name, siblings)
