@@ -1,4 +1,4 @@
-"""The annotations of the library are checked while its tests run; without this, all shapes in them would be decoration."""
+"""The annotations of the library are checked while its tests run; otherwise all shapes in them were decoration."""
 
 import pytest
 import torch
