@@ -53,12 +53,12 @@ class ViewPlan:
 
 
 class SkippedFile(NamedTuple):
-    """A file that could not be used, and the neighbour that stood in for it."""
+    """A file that could not be used, and the neighbour that stood in for it (None where it was left out)."""
 
     index: int
     path: str
     reason: str
-    replaced_by: int
+    replaced_by: int | None
 
 
 @dataclass
