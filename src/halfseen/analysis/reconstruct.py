@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from halfseen.data.loader import evaluation_batches
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from halfseen.data.loader import evaluation_batches
 from halfseen.data.sources import Source
 from halfseen.errors import DataError, ShapeError
 from halfseen.methods.base import Method
@@ -187,13 +187,9 @@ def _read(
 ) -> tuple[Tensor, NDArray[np.int64]]:
     """Images float32 [B, 3, S, S] in [0, 1] and their rows; those that can't be read are left out."""
     images, rows = [], []
-    for batch in evaluation_batches(
-        source, wanted, image_size=image_size, crop_ratio=crop_ratio, batch_size=len(wanted)
-    ):
-        bad = torch.tensor([each.index for each in batch.skipped], dtype=torch.int64)
-        good = ~torch.isin(batch.index, bad)
-        images.append(batch.views[0][good].float() / 255)
-        rows.append(batch.index[good].numpy())
+    for batch in evaluation_batches(source, wanted, image_size, len(wanted), crop_ratio=crop_ratio):
+        images.append(batch.images.float() / 255)
+        rows.append(batch.indices.numpy())
     if not sum(map(len, rows)):
         raise DataError(f"'{source.name}': none of the images to reconstruct could be read.")
     return torch.cat(images), np.concatenate(rows)

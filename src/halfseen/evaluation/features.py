@@ -9,12 +9,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from halfseen.data.loader import evaluation_batches
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from halfseen.backbones.base import Encoder
+from halfseen.data.loader import evaluation_batches
 from halfseen.data.sources import Source
 from halfseen.errors import DataError, ShapeError
 from halfseen.evaluation.results import FeatureKind
@@ -117,6 +117,7 @@ def extract_features(
     indices: Sequence[int] | np.ndarray | None = None,
     *,
     image_size: int,
+    resize: Literal["crop", "squash"] = "crop",
     crop_ratio: float = 0.875,
     batch_size: int = 128,
     workers: int = 0,
@@ -127,7 +128,7 @@ def extract_features(
     Args:
         indices: rows of the source; None = all of them.
         image_size: side of the view in pixels.
-        crop_ratio: side of the centre crop over the resized shorter side.
+        resize, crop_ratio: how the view is cut, see `data.transforms.deterministic_view`.
         workers: loader processes.
         on_progress: called with (images done, all images).
     Returns:
@@ -137,36 +138,31 @@ def extract_features(
     """
     wanted = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
     found: dict[str, Tensor] = {}
-    labels = torch.empty(len(wanted), dtype=torch.int64)
     rows = torch.empty(len(wanted), dtype=torch.int64)
     skipped: list[SkippedFile] = []
-    seen = filled = 0
+    filled = 0
     batches = evaluation_batches(
-        source, wanted, image_size=image_size, crop_ratio=crop_ratio, batch_size=batch_size, workers=workers
+        source, wanted, image_size, batch_size, resize=resize, crop_ratio=crop_ratio, workers=workers
     )
     for batch in batches:
         skipped += batch.skipped
-        # A neighbour that stands in for a bad file would count twice here.
-        good = ~torch.isin(batch.index, torch.tensor([each.index for each in batch.skipped], dtype=torch.int64))
-        stop = filled + int(good.sum())
-        seen += len(good)
+        stop = filled + len(batch.indices)
         if stop > filled:
-            labels[filled:stop], rows[filled:stop] = batch.labels[good], batch.index[good]
+            rows[filled:stop] = batch.indices
             for name, extract in extractors.items():
-                part = extract(batch.views[0][good])
+                part = extract(batch.images)
                 if name not in found:
                     found[name] = torch.empty(len(wanted), part.shape[1])
                 found[name][filled:stop] = part
         filled = stop
         if on_progress is not None:
-            on_progress(seen, len(wanted))
+            on_progress(filled + len(skipped), len(wanted))
     if filled == 0:
         reason = f" The first: {skipped[0].path}: {skipped[0].reason}." if skipped else ""
         raise DataError(f"'{source.name}': none of the {len(wanted)} images could be read.{reason}")
-    return {
-        name: FeatureSet(features[:filled], labels[:filled], rows[:filled], tuple(skipped))
-        for name, features in found.items()
-    }
+    rows = rows[:filled]
+    labels = torch.from_numpy(np.asarray(source.labels, dtype=np.int64)[rows.numpy()])
+    return {name: FeatureSet(features[:filled], labels, rows, tuple(skipped)) for name, features in found.items()}
 
 
 def draw_subset(size: int, most: int | None, *key: int | str) -> np.ndarray:

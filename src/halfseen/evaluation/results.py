@@ -43,6 +43,11 @@ class EvaluateConfig(BaseModel):
         ge=1,
         description="Most images that are classified, a seeded choice of the test split; null = all images.",
     )
+    resize: Literal["crop", "squash"] = Field(
+        "crop",
+        description="How an image becomes square: crop (shorter side resized, centre cut out) or squash (aspect ratio "
+        "lost, as in KAMIM's evaluations).",
+    )
     crop_ratio: float = Field(
         0.875,
         gt=0,
