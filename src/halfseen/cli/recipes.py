@@ -11,7 +11,7 @@ from halfseen.config.yaml_text import Value, read_settings, show
 
 if TYPE_CHECKING:
     from halfseen.config.load import Loaded
-    from halfseen.pretrain import RunConfig
+    from halfseen.runconfig import RunConfig
 
 PIPE_WIDTH = 200
 
@@ -97,7 +97,7 @@ def resolve(recipe: str, overrides: list[str]) -> "Loaded[RunConfig]":
         ConfigError: unknown name, or settings that are not allowed.
     """
     from halfseen.config.load import load_config
-    from halfseen.pretrain import RunConfig
+    from halfseen.runconfig import RunConfig
 
     return load_config(RunConfig, [layer_of(recipe)], overrides)
 

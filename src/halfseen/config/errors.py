@@ -255,7 +255,7 @@ class Translator:
             return self._from_validator(detail, dotted)
         if key is None:
             return Fault(dotted, f"{dotted or 'configuration'}: got {show(given)}. {detail['msg']}.")
-        if kind == "missing":
+        if kind == "missing" and not index:
             return Fault(dotted, f"{dotted}: missing, expected {self._expected(key)}.")
         if kind == "literal_error" and isinstance(given, str):
             return Fault(
@@ -265,7 +265,7 @@ class Translator:
         hint = "" if index else remedy(given, annotation, metadata)
         if key.models and isinstance(given, str | int | float):
             hint = f" Give one of them, as in {dotted}.{self.space.children(key.path)[0]}={given}."
-        inside = f" (at {dotted}{index})" if index else ""
+        inside = f" (at {dotted}{index})" if index and kind != "missing" else ""
         return Fault(
             f"{dotted}{index}",
             f"{dotted}: got {show(given)}{inside}, expected {self._expected(key)}.{hint}{self._origin(dotted)}",

@@ -6,13 +6,14 @@ what it means in YAML 1.2. Written files are quoted so that both kinds of reader
 
 import re
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
 from halfseen.errors import ConfigError
 
-Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
+Value = None | bool | int | float | str | list[Any] | dict[str, Any]
+"""What YAML can hold. (Nested values are `Any`: a recursive type can't be checked at run time.)"""
 Settings = dict[str, Value]
 
 FLOAT = re.compile(
@@ -32,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's name)
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
