@@ -9,11 +9,24 @@ class Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Uniform(Group):
+    kind: Literal["uniform"] = "uniform"
+
+
+class Dense(Group):
+    kind: Literal["dense"] = "dense"
+    temperature: float = Field(0.25, gt=0)
+
+
+Weight = Annotated[Uniform | Dense, Field(discriminator="kind")]
+
+
 class Grid(Group):
     name: Literal["grid"] = "grid"
     mask_ratio: float = Field(0.75, ge=0, lt=1)
     crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.2, 1.0)
     normalise: bool = True
+    weight: Weight = Uniform()
 
 
 class Blocks(Group):
@@ -21,6 +34,7 @@ class Blocks(Group):
     mask_ratio: float = Field(0.6, ge=0, lt=1)
     block_size: int = Field(32, ge=1)
     detector: Literal["fast", "sift", "orb"] = "fast"
+    weight: Weight = Dense()
 
 
 class Rate(Group):

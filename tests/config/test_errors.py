@@ -2,10 +2,10 @@
 
 import pytest
 
+from config.models import Run
 from halfseen.config.load import Layer, load_config
 from halfseen.config.yaml_text import Settings
 from halfseen.errors import ConfigError
-from config.models import Run
 
 VALID: Settings = {"method": {"name": "grid"}, "train": {"epochs": 3}}
 
@@ -25,7 +25,7 @@ def complaint(*overrides: str, layers: tuple[Layer, ...] = (Layer("recipe a", VA
         ("method.name=gird", "method.name: unknown 'gird'. Known: blocks, grid. Did you mean 'grid'?"),
         ("method.nme=grid", "method.nme: unknown key. Did you mean 'method.name'?"),
         ("method=grid", "method: got 'grid', expected keys with values (name, mask_ratio, crop_scale, normalise, "
-         "block_size, detector). Give one of them, as in method.name=grid."),
+         "weight, block_size, detector). Give one of them, as in method.name=grid."),
         ("method.block_size=3", "method.block_size: a key of blocks, not of 'grid'. Leave it out, or choose another "
          "name."),
         ("train.batchsize=4", "train.batchsize: unknown key. Did you mean 'train.batch_size'?"),
@@ -34,8 +34,8 @@ def complaint(*overrides: str, layers: tuple[Layer, ...] = (Layer("recipe a", VA
         ("train.lr.bse=1", "train.lr.bse: unknown key. Did you mean 'train.lr.base'?"),
         ("train.epochs.x=1", "train.epochs.x: unknown key. Did you mean 'train.epochs'?"),
         ("qqq=1", "qqq: unknown key. Keys of a configuration: seed, run_dir, init, method, train."),
-        ("train.lr=1e-3", "train.lr: got 0.001, expected keys with values (base, reference_batch, milestones). Give one "
-         "of them, as in train.lr.base=0.001."),
+        ("train.lr=1e-3", "train.lr: got 0.001, expected keys with values (base, reference_batch, milestones). Give "
+         "one of them, as in train.lr.base=0.001."),
         ("train.batch_size=true", "train.batch_size: got true, expected an integer >= 1."),
         ("train.batch_size='64'", "train.batch_size: got '64', expected an integer >= 1. Leave out the quotes."),
         ("train.batch_size=0", "train.batch_size: got 0, expected an integer >= 1."),
@@ -45,16 +45,17 @@ def complaint(*overrides: str, layers: tuple[Layer, ...] = (Layer("recipe a", VA
         ("train.epochs=", "train.epochs: got nothing after '='. Write train.epochs=null for none."),
         ("train.drop_last=1", "train.drop_last: got 1, expected true or false."),
         ("train.drop_last=yes", "train.drop_last: got 'yes', expected true or false. Write true."),
-        ("train.lr.reference_batch=None", "train.lr.reference_batch: got 'None', expected an integer >= 1 or null. Write "
-         "null for none."),
+        ("train.lr.reference_batch=None", "train.lr.reference_batch: got 'None', expected an integer >= 1 or null. "
+         "Write null for none."),
         ("train.lr.milestones=50,85", "train.lr.milestones: got '50,85', expected a list of floats. Write [50,85]."),
         ("train.lr.milestones=50", "train.lr.milestones: got 50, expected a list of floats. Write [50]."),
         ("train.lr.milestones=[50, a]", "train.lr.milestones: got 'a' (at train.lr.milestones[1]), expected a list of "
          "floats."),
-        ("method.crop_scale=0.5", "method.crop_scale: got 0.5, expected a list of 2 floats in (0, 1]. Write [0.5, 0.5]."),
+        ("method.crop_scale=0.5", "method.crop_scale: got 0.5, expected a list of 2 floats in (0, 1]. "
+         "Write [0.5, 0.5]."),
         ("method.crop_scale=[0.5]", "method.crop_scale: got [0.5], expected a list of 2 floats in (0, 1]."),
-        ("method.crop_scale=[0.5, 2]", "method.crop_scale: got 2 (at method.crop_scale[1]), expected a list of 2 floats "
-         "in (0, 1]."),
+        ("method.crop_scale=[0.5, 2]", "method.crop_scale: got 2 (at method.crop_scale[1]), expected a list of 2 "
+         "floats in (0, 1]."),
         ("method.crop_scale=[0.5", "method.crop_scale: got '[0.5', whose brackets or quotes do not close."),
         ("run_dir=null", "run_dir: got null, expected text."),
     ],

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config.models import Blocks, Dense, Grid, Rate, Run, Train, Uniform
 from halfseen.config.load import Layer, dump_config, is_override, load_config, parse_override
 from halfseen.config.yaml_text import Settings, parse_settings
 from halfseen.errors import ConfigError
-from config.models import Blocks, Grid, Rate, Run, Train
 
 RECIPE: Settings = {
     "method": {"name": "grid", "mask_ratio": 0.5, "crop_scale": [0.5, 1]},
@@ -35,6 +35,7 @@ def test_provenance_names_every_leaf_once() -> None:
     loaded = load_config(Run, [Layer("recipe a", RECIPE)])
     assert set(loaded.provenance) == {
         "seed", "run_dir", "init", "method.name", "method.mask_ratio", "method.crop_scale", "method.normalise",
+        "method.weight.kind",
         "train.epochs", "train.batch_size", "train.drop_last", "train.lr.base", "train.lr.reference_batch",
         "train.lr.milestones",
     }  # fmt: skip
@@ -56,6 +57,15 @@ def test_the_name_chooses_the_member_and_a_default_member_needs_no_name() -> Non
     assert named.config.method == Blocks(block_size=8)
     unnamed = load_config(Run, [], ["train.epochs=1", "method.mask_ratio=0.25"])
     assert unnamed.config.method == Grid(mask_ratio=0.25)
+
+
+def test_a_union_inside_a_union_takes_the_default_of_the_chosen_member() -> None:
+    blocks = load_config(Run, [], ["train.epochs=1", "method.name=blocks", "method.weight.temperature=2"])
+    assert blocks.config.method == Blocks(weight=Dense(temperature=2.0))
+    with pytest.raises(ConfigError, match=r"method\.weight\.temperature: a key of dense, not of 'uniform'"):
+        load_config(Run, [], ["train.epochs=1", "method.weight.temperature=2"])
+    grid = load_config(Run, [], ["train.epochs=1", "method.weight.kind=dense", "method.weight.temperature=2"])
+    assert grid.config.method == Grid(weight=Dense(temperature=2.0))
 
 
 def test_text_keys_take_numbers_as_text() -> None:
@@ -93,16 +103,17 @@ def test_an_override_is_cut_at_the_first_equals_sign() -> None:
 
 @pytest.mark.parametrize("word", ["train.epochs", "=3", "a b=3", "--x=3"])
 def test_what_is_no_override_is_refused(word: str) -> None:
-    with pytest.raises(ConfigError, match="expected key=value, for instance train.epochs=10"):
+    with pytest.raises(ConfigError, match=r"expected key=value, for instance train\.epochs=10"):
         parse_override(word)
 
 
 unit = st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False)
 share = st.floats(0.0, 1.0, exclude_min=True, allow_subnormal=False)
 positive = st.floats(1e-300, 1e300)
-methods = st.builds(Grid, mask_ratio=unit, crop_scale=st.tuples(share, share), normalise=st.booleans()) | st.builds(
-    Blocks, mask_ratio=unit, block_size=st.integers(1), detector=st.sampled_from(["fast", "sift", "orb"])
-)
+weights = st.just(Uniform()) | st.builds(Dense, temperature=positive)
+methods = st.builds(
+    Grid, mask_ratio=unit, crop_scale=st.tuples(share, share), normalise=st.booleans(), weight=weights
+) | st.builds(Blocks, mask_ratio=unit, block_size=st.integers(1), detector=st.sampled_from(["fast", "sift", "orb"]))
 rates = st.builds(
     Rate,
     base=positive,

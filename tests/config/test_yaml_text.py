@@ -75,7 +75,7 @@ def test_bad_yaml_is_named_with_its_line(text: str, sentence: str) -> None:
 
 def test_yaml_can_not_run_code(tmp_path: Path) -> None:
     victim = tmp_path / "made"
-    with pytest.raises(ConfigError, match="tag:yaml.org,2002:python/object/apply:os.mkdir"):
+    with pytest.raises(ConfigError, match="could not determine a constructor for the tag"):
         parse_settings(f"a: !!python/object/apply:os.mkdir ['{victim}']", "file 'x.yaml'")
     assert not victim.exists()
 

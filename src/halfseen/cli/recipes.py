@@ -1,4 +1,4 @@
-"""`halfseen recipes list / show / diff`: what recipes there are, and what they come to once all defaults are filled in."""
+"""`halfseen recipes list / show / diff`: what recipes there are, and what they come to with all defaults filled in."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from halfseen.config.keys import Key, KeySpace, literal_values, members, models_of, tag_values
+from halfseen.config.keys import Key, KeySpace, group_at, literal_values, members, models_of, tag_values
 from halfseen.config.yaml_text import show
 
 YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
@@ -307,10 +307,8 @@ class Translator:
         return None
 
     def _tag_value(self, union: Key) -> str | None:
-        group: object = self.values
-        for name in union.path:
-            group = group.get(name) if isinstance(group, Mapping) else None
-        value = group.get(union.tag_name) if isinstance(group, Mapping) and union.tag_name else None
+        group = group_at(self.values, union.path)
+        value = group.get(union.tag_name) if group is not None and union.tag_name else None
         return value if isinstance(value, str) else None
 
     def _is_left_over(self, union: Key, dotted: str) -> bool:

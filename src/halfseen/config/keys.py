@@ -4,7 +4,7 @@ A union of models told apart by a `Literal` key (a *tag*, such as `method.name`)
 the same path; `Key.tags` says which members have the key.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Literal, Union, get_args, get_origin
@@ -86,6 +86,14 @@ def walk(model: type[BaseModel], path: Path = (), tags: tuple[str, ...] = ()) ->
             yield from walk(inner, key.path, tag_values(inner, tag_name) if tag_name else tags)
 
 
+def group_at(values: Mapping[str, object], path: Path) -> dict[str, object] | None:
+    """The group of nested settings at a path; None where there is none."""
+    group: object = values
+    for name in path:
+        group = group.get(name) if isinstance(group, Mapping) else None
+    return group if isinstance(group, dict) else None
+
+
 class KeySpace:
     """All dotted paths of a model and what each may hold."""
 
@@ -112,6 +120,17 @@ class KeySpace:
     def unions(self) -> list[Key]:
         """The keys whose model is chosen by a tag."""
         return [key for found in self._keys.values() for key in found if key.tag_name is not None]
+
+    def is_chosen(self, key: Key, values: Mapping[str, object]) -> bool:
+        """Whether the key belongs to the member that the values choose of the nearest union above it."""
+        if not key.tags:
+            return True
+        for stop in range(len(key.path) - 1, 0, -1):
+            union = self.find(".".join(key.path[:stop]))
+            if union is not None and union.tag_name is not None:
+                group = group_at(values, union.path)
+                return group is not None and group.get(union.tag_name) in key.tags
+        return True
 
     def owners(self, dotted: str) -> tuple[str, ...]:
         """The tag values (methods, for instance) under which the key exists."""

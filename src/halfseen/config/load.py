@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from halfseen.config.errors import Fault, Translator, unknown_key
-from halfseen.config.keys import KeySpace, members
+from halfseen.config.keys import KeySpace, group_at, members
 from halfseen.config.yaml_text import Settings, Value, parse_value, scalar_text
 from halfseen.errors import ConfigError
 
@@ -163,13 +163,13 @@ def _merge(
 
 def _choose_default_members(space: KeySpace, values: Settings) -> None:
     """Gives a union's settings the tag of its default where only other keys were set: pydantic asks for a tag."""
-    for key in space.unions():
-        group: Value = values
-        for name in key.path:
-            group = group.get(name) if isinstance(group, dict) else None
-        default = key.field.get_default(call_default_factory=True, validated_data={})
-        if isinstance(group, dict) and key.tag_name not in group and isinstance(default, BaseModel):
-            group[str(key.tag_name)] = str(getattr(default, str(key.tag_name)))
+    for union in space.unions():
+        group = group_at(values, union.path)
+        if group is None or union.tag_name is None or union.tag_name in group or not space.is_chosen(union, values):
+            continue
+        default = union.field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, BaseModel):
+            group[union.tag_name] = str(getattr(default, union.tag_name))
 
 
 def _apply_override(text: str, space: KeySpace, values: Settings, origins: dict[str, str]) -> Fault | None:
