@@ -65,7 +65,8 @@ class ReconstructionSet(NamedTuple):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / FILE_NAME
         with path.open("wb") as file:
-            np.savez_compressed(file, **{name: np.asarray(value) for name, value in self._asdict().items()})
+            arrays = {name: np.asarray(value) for name, value in self._asdict().items()}
+            np.savez_compressed(file, allow_pickle=False, **arrays)
         return path
 
 
@@ -100,7 +101,7 @@ def reconstruct_images(
     normalised = ((images - centre) / scale).to(device)
     was_training = method.training
     method.to(device).eval()
-    shown = []
+    shown, notes = [], []
     with torch.inference_mode():
         for mask_ratio in mask_ratios:
             reconstruction = method.reconstruct(normalised, seed, mask_ratio)
@@ -108,6 +109,7 @@ def reconstruct_images(
                 method.train(was_training)
                 return None
             shown.append(_show(reconstruction, centre, scale))
+            notes.append(reconstruction.note)
     method.train(was_training)
     stacked = {name: np.stack([each[name] for each in shown]) for name in shown[0]}
     return ReconstructionSet(
@@ -115,7 +117,7 @@ def reconstruct_images(
         **stacked,
         indices=found,
         paths=tuple(source.path(int(index)) for index in found),
-        note=reconstruction.note,
+        note=notes[0],
     )
 
 

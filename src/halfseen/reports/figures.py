@@ -1,0 +1,59 @@
+"""Static pictures (PNG) from the arrays of a run; drawn with matplotlib, without a display."""
+
+from pathlib import Path
+
+import numpy as np
+
+from halfseen.reports.runfiles import PictureSet, read_pictures
+from halfseen.reports.tables import visible
+
+MOST_IMAGES = 8
+CELL_INCHES = 1.15
+
+
+def draw_reconstructions(arrays: Path, out: Path | None = None) -> Path:
+    """Draw `reconstruction.npz`: a column per image; rows original, then masked, predicted and pasted per mask ratio.
+
+    Args:
+        arrays: what `analysis.reconstruct` wrote.
+        out: the PNG to write; None = beside the arrays.
+    Raises:
+        CheckpointError: if the arrays can't be read.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pictures = read_pictures(arrays)
+    rows = _rows(pictures)
+    columns = min(MOST_IMAGES, len(pictures.original))
+    figure = Figure(figsize=(CELL_INCHES * (columns + 1.5), CELL_INCHES * len(rows) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, stack) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        for axis, picture in zip(line, stack, strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+    figure.suptitle(_plain(pictures.note), fontsize=8, wrap=True)
+    out = arrays.with_suffix(".png") if out is None else out
+    figure.savefig(out, dpi=150)
+    return out
+
+
+def _rows(pictures: PictureSet) -> list[tuple[str, np.ndarray]]:
+    rows: list[tuple[str, np.ndarray]] = [("original", pictures.original)]
+    for number, share in enumerate(pictures.hidden_share):
+        score = float(np.mean(pictures.psnr_hidden[number]))
+        rows += [
+            (f"masked\n{100 * share:.0f} % hidden", pictures.masked[number]),
+            (f"predicted\n{score:.1f} dB (hidden)", pictures.predicted[number]),
+            ("prediction\npasted in", pictures.pasted[number]),
+        ]
+    return rows
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar sign would begin a formula."""
+    return visible(text).replace("$", r"\$")
