@@ -32,7 +32,7 @@ def test_mask_sizes_permutations_and_masks(path: Path) -> None:
             drawn = legacy_cell_order(generator, grid.num_cells)
             np.testing.assert_array_equal(drawn, order)
             hidden = torch.from_numpy(drawn[:num_hidden])[None]
-            np.testing.assert_array_equal(grid.expand(hidden)[0].numpy(), mask.astype(bool).ravel())
+            np.testing.assert_array_equal(grid.patch_mask(hidden)[0].numpy(), mask.astype(bool).ravel())
             assert int(mask.sum()) == grid.num_hidden_patches
             # The cells themselves, without repetition, mark the same part of the picture.
             cells = mask_from_ids(hidden, grid.num_cells).reshape(grid.side, grid.side)

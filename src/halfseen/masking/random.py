@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from halfseen.errors import ConfigError, ShapeError
+from halfseen.ops.losses import patch_weights
 from halfseen.ops.patches import mask_from_ids, repeat_cells
 
 Rounding = Literal["ceil", "floor"]
@@ -33,6 +34,10 @@ class RandomSplit(NamedTuple):
     hidden_ids: Tensor
     ids_restore: Tensor
     mask: Tensor
+
+    def to(self, device: torch.device) -> "RandomSplit":
+        """The same split on another device."""
+        return RandomSplit(*(part.to(device, non_blocking=True) for part in self))
 
 
 def count_visible(num_patches: int, mask_ratio: float) -> int:
@@ -142,14 +147,53 @@ class CellGrid:
         """Hidden model patches of an image, the same for every image."""
         return self.num_hidden * self.patches_per_cell**2
 
-    def mask(self, noise: Float[Tensor, "B cells"]) -> Bool[Tensor, "B N"]:
-        """Hide the cells of largest noise: a mask on the model's patch grid, row-major."""
-        return self.expand(hidden_by_topk(noise, self.num_hidden))
+    def hide(self, noise: Float[Tensor, "B cells"]) -> Int64[Tensor, "B n"]:
+        """Draw the hidden cells of each image: those of largest noise, in descending order of noise."""
+        return hidden_by_topk(noise, self.num_hidden)
 
-    def expand(self, hidden_cells: Int64[Tensor, "B n"], units_per_cell: int | None = None) -> Bool[Tensor, "B N"]:
-        """A mask that is True on the given cells, with `units_per_cell` units (default: model patches) per axis."""
+    def patch_mask(self, hidden_cells: Int64[Tensor, "B n"]) -> Bool[Tensor, "B N"]:
+        """The mask on the model's patch grid, row-major, that hides the given cells."""
         cells = mask_from_ids(hidden_cells, self.num_cells).reshape(-1, self.side, self.side)
-        return repeat_cells(cells, units_per_cell or self.patches_per_cell).flatten(1)
+        return repeat_cells(cells, self.patches_per_cell).flatten(1)
+
+    def tokens_in_loss(self, hidden_cells: Int64[Tensor, "B n"], patches_per_token: int) -> "LossTokens":
+        """Which output tokens must be decoded, and how much each part of them counts.
+
+        Args:
+            hidden_cells: from `hide`.
+            patches_per_token: model patches along one axis of an output token (1 for a ViT, 8 for a four-stage Swin).
+        Returns:
+            Where cells are made of whole tokens, just the hidden ones, cell by cell in the order of `hidden_cells`.
+            Otherwise all tokens, with 1 for their hidden parts and 0 for the others.
+        """
+        tokens_per_cell, rest = divmod(self.patches_per_cell, patches_per_token)
+        if rest == 0:
+            return LossTokens(self._unit_ids(hidden_cells, tokens_per_cell), None)
+        num_tokens = (self.side * self.patches_per_cell // patches_per_token) ** 2
+        every = torch.arange(num_tokens, device=hidden_cells.device).expand(len(hidden_cells), -1)
+        cells = mask_from_ids(hidden_cells, self.num_cells).float().reshape(-1, self.side, self.side)
+        return LossTokens(every, patch_weights(cells, self.patches_per_cell, patches_per_token))
+
+    def _unit_ids(self, cells: Int64[Tensor, "B n"], units_per_cell: int) -> Int64[Tensor, "B m"]:
+        """Row-major ids of the units in the given cells, each cell cut into `units_per_cell` units per axis."""
+        if units_per_cell == 1:
+            return cells
+        step = torch.arange(units_per_cell, device=cells.device)
+        inside = (step[:, None] * (self.side * units_per_cell) + step).reshape(-1)
+        corner = (cells // self.side * self.side * units_per_cell + cells % self.side) * units_per_cell
+        return (corner.unsqueeze(-1) + inside).flatten(1)
+
+
+class LossTokens(NamedTuple):
+    """Output tokens that enter a loss.
+
+    Attributes:
+        ids: int64 [B, n], row-major.
+        weights: float32 [B, n, k, k], 1 for hidden and 0 for visible parts of the tokens; None if all is hidden.
+    """
+
+    ids: Tensor
+    weights: Tensor | None
 
 
 def legacy_cell_order(generator: np.random.RandomState, num_cells: int) -> np.ndarray:
@@ -164,7 +208,7 @@ def legacy_cell_order(generator: np.random.RandomState, num_cells: int) -> np.nd
 def legacy_masks(grid: CellGrid, generator: np.random.RandomState, count: int) -> Bool[Tensor, "count N"]:
     """`count` successive masks of the official SimMIM generator, as KAMIM uses it too."""
     draws = np.stack([legacy_cell_order(generator, grid.num_cells)[: grid.num_hidden] for _ in range(count)])
-    return grid.expand(torch.from_numpy(draws))
+    return grid.patch_mask(torch.from_numpy(draws))
 
 
 def average_distance(mask: Bool[Tensor, "B N"], grid: tuple[int, int], patch_size: int) -> float:

@@ -2,11 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Annotated
 
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from halfseen.backbones.base import Encoder
 from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
+
+
+def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"got {list(ends)}; the first number must not be larger than the second.")
+    return ends
+
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+
+CropScale = Annotated[tuple[_Share, _Share], AfterValidator(_ascending)]
+"""Smallest and largest share of an image's area in a crop."""
+
+CropRatio = Annotated[tuple[_Positive, _Positive], AfterValidator(_ascending)]
+"""Smallest and largest width / height of a crop."""
 
 
 class Method(nn.Module, ABC):

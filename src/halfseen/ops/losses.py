@@ -55,6 +55,20 @@ def patch_weights(cells: Float[Tensor, "B h w"], cell_size: int, patch_size: int
     return cut.reshape(B, (rows // k) * (cols // k), k, k)
 
 
+def join_weights(
+    first: Float[Tensor, "B n k k"] | None, second: Float[Tensor, "B n l l"] | None
+) -> Float[Tensor, "B n m m"] | None:
+    """The product of two sets of weights, on cells that both of theirs are made of; None stands for all ones."""
+    if first is None or second is None:
+        return second if first is None else first
+    fine = math.lcm(first.shape[-1], second.shape[-1])
+    return _refine(first, fine) * _refine(second, fine)
+
+
+def _refine(weights: Tensor, cells_per_side: int) -> Tensor:
+    return repeat_cells(weights, cells_per_side // weights.shape[-1])
+
+
 def masked_l1(
     prediction: Float[Tensor, "B n P"],
     target: Float[Tensor, "B n P"],

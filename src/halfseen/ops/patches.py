@@ -83,13 +83,14 @@ def unpatchify(
     return cut.reshape(B, C, rows * patch_size, cols * patch_size)
 
 
-def gather_tokens(tokens: Float[Tensor, "B N D"], ids: Int64[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
-    """The tokens at `ids`, in the order of `ids`."""
-    return tokens.gather(1, ids.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+def gather_tokens(tokens: Float[Tensor, "B N *D"], ids: Int64[Tensor, "B n"]) -> Float[Tensor, "B n *D"]:
+    """The tokens at `ids`, in the order of `ids`; a token may have any shape."""
+    index = ids.reshape(*ids.shape, *[1] * (tokens.ndim - 2))
+    return tokens.gather(1, index.expand(-1, -1, *tokens.shape[2:]))
 
 
 def repeat_cells(cells: Tensor, times: int) -> Tensor:
-    """Enlarge [B, h, w] to [B, h * times, w * times]: every entry repeated along both axes (any dtype)."""
+    """Enlarge [..., h, w] to [..., h * times, w * times]: every entry repeated along both axes (any dtype)."""
     if times == 1:
         return cells
     return cells.repeat_interleave(times, dim=-2).repeat_interleave(times, dim=-1)

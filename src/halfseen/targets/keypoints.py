@@ -6,15 +6,18 @@ and a detector is built once per process.
 """
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from halfseen.errors import ConfigError, ShapeError
+from halfseen.errors import ConfigError, DataError, ShapeError
+from halfseen.ops.losses import patch_weights
 
 Detector = Literal["fast", "sift", "orb"]
 Footprint = Literal["ring", "point"]
@@ -141,6 +144,77 @@ def keypoint_density(marks: np.ndarray, cell_size: int) -> np.ndarray:
     return density
 
 
+class UniformWeight(BaseModel):
+    """Every hidden pixel counts the same."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["uniform"] = Field(
+        "uniform", description="loss weights: uniform = every hidden pixel counts the same"
+    )
+
+
+class KeypointWeight(BaseModel):
+    """Hidden pixels count more where keypoints are dense."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["keypoints"] = Field(
+        "keypoints", description="loss weights: keypoints = pixels count more where keypoints are dense (KAMIM)"
+    )
+    detector: Detector = Field("fast", description="keypoint detector, with OpenCV's defaults: fast, sift or orb")
+    weight_patch_size: int = Field(
+        8, ge=1, description="side of a weight cell in pixels, w_ps; the image side must be a multiple"
+    )
+    temperature: float = Field(
+        0.25, gt=0, description="T: weights are exp(density / T); smaller counts keypoints more, at most exp(1 / T)"
+    )
+    footprint: Footprint = Field(
+        "ring",
+        description="pixels that a keypoint marks: ring = OpenCV's drawn circle, as the published numbers; "
+        "point = the nearest pixel, as the paper's words",
+    )
+    channel_order: ChannelOrder = Field(
+        "reference",
+        description="gray picture for the detector: reference = red and blue exchanged, as the original; rgb = luma",
+    )
+    normalize_weights: Literal["none", "mean"] = Field(
+        "none", description="divide the weights of an image by nothing (original) or by their mean"
+    )
+
+    def extras(self, image_size: int, key: str) -> "KeypointDensity":
+        """What the loader must compute for square views of `image_size` pixels; `key` names this setting in errors.
+
+        Raises:
+            ConfigError: cells that don't divide the image.
+        """
+        if image_size % self.weight_patch_size:
+            fitting = [size for size in range(4, image_size + 1) if image_size % size == 0]
+            raise ConfigError(
+                f"{key}.weight_patch_size: {self.weight_patch_size} px cells don't divide the image side of "
+                f"{image_size} px. Cells that fit: {', '.join(map(str, fitting))}."
+            )
+        return KeypointDensity(self.detector, self.weight_patch_size, self.footprint, self.channel_order)
+
+    def of_patches(self, extras: Mapping[str, Tensor], patch_size: int) -> Float[Tensor, "B N k k"]:
+        """The weights of a batch, cell by cell within patches of `patch_size` pixels.
+
+        Raises:
+            DataError: a batch that came without keypoint densities.
+        """
+        if DENSITY_KEY not in extras:
+            raise DataError(
+                f"the batch has no '{DENSITY_KEY}'. Load it with the method's own view plan, or choose "
+                "loss_weight.kind=uniform."
+            )
+        cells = keypoint_weights(extras[DENSITY_KEY], self.temperature, self.normalize_weights)
+        return patch_weights(cells, self.weight_patch_size, patch_size)
+
+
+LossWeight = Annotated[UniformWeight | KeypointWeight, Field(discriminator="kind")]
+"""How much each hidden pixel counts in a pixel loss: a part that SimMIM and MAE can use alike."""
+
+
 @dataclass(frozen=True)
 class KeypointDensity:
     """What the loader computes beside the views: the densities of the first view, under `DENSITY_KEY`.
@@ -161,20 +235,6 @@ class KeypointDensity:
         """Densities of `views[0]`, uint8 [H, W, 3]; the generator is not needed, detection is deterministic."""
         marks = keypoint_map(views[0], self.detector, self.footprint, self.channel_order)
         return {DENSITY_KEY: keypoint_density(marks, self.cell_size)}
-
-
-def check_cells(image_size: int, cell_size: int, key: str) -> None:
-    """Refuse cells that don't divide the image; `key` names the setting in the message.
-
-    Raises:
-        ConfigError: with the cell sizes that would do.
-    """
-    if image_size % cell_size:
-        fitting = [size for size in range(4, image_size + 1) if image_size % size == 0]
-        raise ConfigError(
-            f"{key}: {cell_size} px cells don't divide the image side of {image_size} px. Cells that fit: "
-            f"{', '.join(map(str, fitting))}."
-        )
 
 
 def keypoint_weights(

@@ -1,0 +1,231 @@
+"""SimMIM: hidden patches are replaced by a mask token inside the encoder, and their raw pixels regressed with L1.
+
+Papers: SimMIM, arXiv 2111.09886 (the defaults here: official ViT and Swin); Diminishing Returns in Self-Supervised
+Learning, arXiv 2512.03862 (ViNy: mask_ratio 0.5, mask_cell_size null, mask_rounding floor, decoder linear,
+divide_twice true, every parameter decayed).
+
+    views     uint8 [B, 3, S, S] -> normalised images [B, 3, S, S]
+    mask      cells of 32 px, ceil(0.6 * cells) of them hidden, spread to the encoder's patches [B, N]
+    encode    patch embeddings at hidden places are the mask token -> tokens [B, N', D]
+    predict   one linear layer, hidden tokens only -> [B, n, 3 * stride^2]
+    compare   mean |prediction - image| over hidden pixels and colours
+
+Deviation: hidden cells are drawn for the whole batch from the step's noise, not per sample in the loader; only tokens
+that enter the loss are decoded (the same value).
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from halfseen.backbones.base import Encoder
+from halfseen.backbones.decoders import LinearPatchDecoder, PixelShuffleDecoder
+from halfseen.backbones.initialise import init_simmim
+from halfseen.errors import ConfigError
+from halfseen.masking.random import CellGrid
+from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.ops.losses import join_weights, masked_l1
+from halfseen.ops.patches import PixelOrder, gather_tokens, pixel_mask
+from halfseen.ops.pixels import Channels, normalise
+from halfseen.ops.randomness import step_noise, torch_generator
+from halfseen.targets.keypoints import KeypointWeight, LossWeight, UniformWeight
+from halfseen.targets.pixels import pixel_target
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
+
+
+class SimMIMConfig(BaseModel):
+    """What SimMIM may be told; the defaults are the official code's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["simmim"] = Field("simmim", description="the method: simmim")
+    mask_ratio: float = Field(0.6, gt=0, lt=1, description="share of mask cells that are hidden (ViNy: 0.5)")
+    mask_cell_size: int | None = Field(
+        32,
+        ge=1,
+        description="side of a mask cell in pixels (mask patch size, m): a multiple of the patch size that divides the "
+        "image side; null = one model patch (ViNy)",
+    )
+    mask_rounding: Literal["ceil", "floor"] = Field(
+        "ceil", description="how cells * ratio becomes a number: ceil (official) or floor (ViNy)"
+    )
+    decoder: Literal["pixel_shuffle", "linear"] = Field(
+        "pixel_shuffle",
+        description="head from a token to its pixels: pixel_shuffle = 1x1 convolution in (colour, row, column) order "
+        "(official); linear = linear layer in (row, column, colour) order (ViNy)",
+    )
+    divide_twice: bool = Field(
+        False, description="divide the mean L1 once more by the number of hidden tokens per image (ViNy)"
+    )
+    loss_weight: LossWeight = Field(
+        UniformWeight(kind="uniform"),
+        description="how much each hidden pixel counts: uniform, or keypoints as in KAMIM",
+    )
+    decay_exclude_position_bias: bool = Field(
+        False, description="keep relative position bias tables out of the weight decay (the official code decays them)"
+    )
+    crop_scale: CropScale = Field(
+        (0.67, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
+    )
+    crop_ratio: CropRatio = Field((3 / 4, 4 / 3), description="smallest and largest width / height of a crop")
+    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip (KAMIM's SimMIM: 0.5)")
+    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="resampling filter of the crop")
+    antialias: bool = Field(
+        True, description="filter with full support when a crop is shrunk, as Pillow does (KAMIM's SimMIM: no)"
+    )
+
+
+class SimMIM(Method):
+    """SimMIM around any encoder that can replace patches.
+
+    Args:
+        config: the method's settings.
+        encoder: initialised here as its original was (official ViT, Swin, ViNy; a plain ViT as KAMIM's).
+        image_size: side of the views in pixels.
+        mean, std: normalisation of the pixels, per colour, on the scale 0 to 1.
+        seed: of the initial weights.
+    Raises:
+        ConfigError: image, cell, patch and weight sizes that don't go together, or a mask that hides all or nothing.
+    """
+
+    name = "simmim"
+
+    def __init__(
+        self,
+        config: SimMIMConfig,
+        encoder: Encoder,
+        image_size: int,
+        mean: Channels,
+        std: Channels,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = image_size
+        self.mean, self.std = mean, std
+        if image_size % encoder.stride:
+            raise ConfigError(
+                f"data.image_size: {image_size} px is no multiple of {encoder.stride}, the pixels that one output "
+                f"token of this model stands for. Choose {max(1, image_size // encoder.stride) * encoder.stride}."
+            )
+        self.cells = self._cell_grid(config.mask_ratio, encoder.patch_size)
+        self.view = ViewSpec(
+            size=image_size,
+            crop_scale=config.crop_scale,
+            crop_ratio=config.crop_ratio,
+            interpolation=config.interpolation,
+            antialias=config.antialias,
+            hflip=config.hflip,
+            vflip=config.vflip,
+        )
+        weight = config.loss_weight
+        self.extras = weight.extras(image_size, "method.loss_weight") if isinstance(weight, KeypointWeight) else None
+
+        self.encoder = encoder
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.mask_dim))
+        self.decoder: PixelShuffleDecoder | LinearPatchDecoder
+        self.pixel_order: PixelOrder
+        if config.decoder == "pixel_shuffle":
+            self.decoder = PixelShuffleDecoder(encoder.embed_dim, encoder.stride)
+            self.pixel_order = "channels_first"
+        else:
+            self.decoder = LinearPatchDecoder(encoder.embed_dim, encoder.stride)
+            self.pixel_order = "channels_last"
+        with torch.no_grad():
+            init_simmim(encoder, self.mask_token, self.decoder, torch_generator(seed, "weights"))
+
+    def view_plan(self) -> ViewPlan:
+        """One view, and keypoint densities if the loss is weighted by them."""
+        return ViewPlan(views=(self.view,), extras=self.extras)
+
+    def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+        images = normalise(batch.views[0], self.mean, self.std)
+        noise = step_noise(progress, len(images), self.cells.num_cells, "mask")
+        hidden_cells = self.cells.hide(noise).to(images.device, non_blocking=True)
+        return self.compare(images, hidden_cells, batch.extras)
+
+    def compare(
+        self, images: Float[Tensor, "B 3 H W"], hidden_cells: Int64[Tensor, "B n"], extras: Mapping[str, Tensor]
+    ) -> StepOutput:
+        """Loss of normalised images whose `hidden_cells` (row-major numbers of mask cells) are hidden."""
+        encoder, stride = self.encoder, self.encoder.stride
+        mask = self.cells.patch_mask(hidden_cells)
+        features = encoder(images, mask=mask, mask_token=self.mask_token)
+
+        tokens = self.cells.tokens_in_loss(hidden_cells, stride // encoder.patch_size)
+        prediction = self.decoder(gather_tokens(features.patches, tokens.ids))  # [B, n, 3 * stride^2]
+        target = pixel_target(images, stride, ids=tokens.ids, order=self.pixel_order)
+
+        weights = tokens.weights
+        if isinstance(self.config.loss_weight, KeypointWeight):
+            density = self.config.loss_weight.of_patches(extras, stride)  # [B, N', k, k]
+            weights = join_weights(weights, gather_tokens(density, tokens.ids))
+        num_hidden_pixels = len(images) * self.cells.num_hidden_patches * encoder.patch_size**2
+        loss = masked_l1(
+            prediction, target, num_hidden_pixels=num_hidden_pixels, weights=weights, order=self.pixel_order
+        )
+        with torch.no_grad():
+            metrics = {
+                "l1_mean": masked_l1(
+                    prediction,
+                    target,
+                    num_hidden_pixels=num_hidden_pixels,
+                    weights=tokens.weights,
+                    order=self.pixel_order,
+                ),
+                "hidden_share": mask.float().mean(),
+                "prediction_std": prediction.float().std(),
+                "target_std": target.std(),
+            }
+            if weights is not None and tokens.weights is None:
+                metrics["weight_mean"] = weights.mean()
+        if self.config.divide_twice:
+            # ViNy's mean L1 is divided again by the number of hidden tokens; "l1_mean" stays undivided.
+            loss = loss / (self.cells.num_hidden_patches * (encoder.patch_size / stride) ** 2)
+        return StepOutput(loss, metrics)
+
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The one encoder."""
+        return {"student": self.encoder}
+
+    def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
+        """No decay for vectors, biases, class token and positions; for Swin, for the mask token neither.
+
+        The official code decays a ViT's mask token (it is 3-D and not in its list) and all relative position bias
+        tables (Swin's exclusion never matches its prefix); `decay_exclude_position_bias` mends the latter.
+        """
+        own_name = name.rsplit(".", 1)[-1]
+        if parameter.ndim <= 1 or name.endswith(".bias") or own_name in ("cls_token", "reg_token", "pos_embed"):
+            return GroupKey(decay=False)
+        if own_name == "mask_token":
+            is_swin = self.encoder.stride > self.encoder.patch_size
+            return GroupKey(decay=not is_swin)
+        if self.config.decay_exclude_position_bias and own_name == "relative_position_bias_table":
+            return GroupKey(decay=False)
+        return GroupKey(decay=True)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, images: Float[Tensor, "B 3 H W"], seed: int, mask_ratio: float | None = None
+    ) -> Reconstruction:
+        """The whole picture as the decoder sees it, hidden and visible parts alike."""
+        grid = self.cells if mask_ratio is None else self._cell_grid(mask_ratio, self.encoder.patch_size)
+        noise = torch.rand(len(images), grid.num_cells, generator=torch_generator(seed, "reconstruct"))
+        mask = grid.patch_mask(grid.hide(noise).to(images.device))
+        features = self.encoder(images, mask=mask, mask_token=self.mask_token)
+        side = grid.side * grid.patches_per_cell
+        return Reconstruction(
+            images=images,
+            prediction=self.decoder.picture(features.patches, features.grid).float(),
+            pixel_mask=pixel_mask(mask, (side, side), self.encoder.patch_size),
+            note="Predicted pixels as they are; the loss saw hidden ones only.",
+        )
+
+    def _cell_grid(self, mask_ratio: float, patch_size: int) -> CellGrid:
+        cell_size = patch_size if self.config.mask_cell_size is None else self.config.mask_cell_size
+        return CellGrid.of(self.image_size, cell_size, patch_size, mask_ratio, self.config.mask_rounding)

@@ -1,0 +1,46 @@
+"""All methods by name, written by hand."""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from halfseen.backbones.base import Encoder
+from halfseen.methods.base import Method
+from halfseen.methods.kamim import KAMIM, KAMIMConfig
+from halfseen.methods.mae import MAE, MAEConfig
+from halfseen.methods.simmim import SimMIM, SimMIMConfig
+from halfseen.ops.pixels import Channels
+
+MethodConfig = Annotated[SimMIMConfig | MAEConfig | KAMIMConfig, Field(discriminator="name")]
+"""The settings of one method; `name` says of which."""
+
+
+class MethodEntry(NamedTuple):
+    """A method's settings and the method itself."""
+
+    config_class: type[BaseModel]
+    method_class: Callable[..., Method]
+
+
+METHODS: dict[str, MethodEntry] = {
+    "simmim": MethodEntry(SimMIMConfig, SimMIM),
+    "mae": MethodEntry(MAEConfig, MAE),
+    "kamim": MethodEntry(KAMIMConfig, KAMIM),
+}
+
+
+def build_method(
+    config: SimMIMConfig | MAEConfig | KAMIMConfig,
+    encoder: Encoder,
+    image_size: int,
+    mean: Channels,
+    std: Channels,
+    seed: int = 0,
+) -> Method:
+    """The method that `config` describes, around `encoder`, with initial weights that are a function of the seed.
+
+    Raises:
+        ConfigError, ShapeError: settings and sizes that don't go together.
+    """
+    return METHODS[config.name].method_class(config, encoder, image_size, mean, std, seed)
