@@ -1,0 +1,40 @@
+"""`python -m benchmarks.memory CASE ours|peer PRECISION PHOTOGRAPHS`: peak memory of a process that only trains this.
+
+Prints one line of JSON: `peak`, and `before` a model was built (imports), both resident bytes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.cases import CASES
+from benchmarks.clock import resident_now, resident_peak
+
+STEPS = 3
+
+
+def main() -> None:
+    """Three steps, then the process's peak."""
+    name, who, precision, folder = sys.argv[1:]
+    case = CASES[name]
+    if who == "ours":
+        from benchmarks.ours import build_ours, photographs
+
+        source = photographs(Path(folder))
+        before = resident_now()
+        contestant = build_ours(case, precision, source)
+    else:
+        import transformers
+
+        from benchmarks.peers import build_peer
+
+        assert hasattr(transformers, case.peer)  # Loads the lazy module, so that it counts as an import.
+        before = resident_now()
+        contestant = build_peer(case, precision)
+    for _ in range(STEPS):
+        contestant.step()
+    print(json.dumps({"peak": resident_peak(), "before": before}))
+
+
+if __name__ == "__main__":
+    main()

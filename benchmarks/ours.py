@@ -1,0 +1,78 @@
+"""A training step of this library on a fixed batch, with the parts that a run uses: method, autocast, optimiser."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from benchmarks.cases import Case, Contestant
+from halfseen.backbones.build import build_encoder
+from halfseen.backbones.config import ModelConfig
+from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
+from halfseen.data.loader import Job, TrainingWorker
+from halfseen.data.sources import Source, open_source
+from halfseen.engine.config import OptimizerConfig
+from halfseen.engine.optim import build_optimizer, parameter_groups
+from halfseen.engine.precision import autocast
+from halfseen.methods.base import Method
+from halfseen.methods.table import MethodConfig, build_method
+from halfseen.types import Batch, Progress
+
+
+def build(case: Case) -> Method:
+    """The method of a case with its defaults, on its encoder."""
+    encoder = build_encoder(ModelConfig(name=case.model), case.image_size)
+    config = TypeAdapter(MethodConfig).validate_python({"name": case.method})
+    return build_method(config, encoder, case.image_size, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def photographs(folder: Path) -> Source:
+    """The generated photographs in a folder as a source."""
+    return open_source(str(folder))
+
+
+def load_batch(worker: TrainingWorker, count: int) -> Batch:
+    """The first `count` images as the loader would hand them over."""
+    stack = worker(Job(0, np.arange(count) % len(worker.source)))
+    return Batch(
+        views=tuple(torch.from_numpy(view) for view in stack.views),
+        index=torch.from_numpy(stack.indices),
+        labels=torch.from_numpy(stack.labels),
+        extras={name: torch.from_numpy(value) for name, value in stack.extras.items()},
+    )
+
+
+def build_ours(case: Case, precision: str, source: Source) -> Contestant:
+    """Our contestant of a case, ready to take steps."""
+    torch.manual_seed(0)
+    method = build(case).train()
+    batch = load_batch(TrainingWorker(source, method.view_plan(), seed=0), case.batch_size)
+    settings = OptimizerConfig.model_validate({})
+    device = torch.device("cpu")
+    optimizer = build_optimizer(
+        parameter_groups(method.named_parameters(), method.parameter_group, settings), settings, device
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-4
+    done = 0
+
+    def forward() -> Tensor:
+        progress = Progress(
+            step=done, total_steps=1000, steps_per_epoch=100, seed=0, row_start=0, global_batch_size=case.batch_size
+        )
+        with autocast(device, precision):
+            return method(batch, progress).loss
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()
+
+    def update() -> None:
+        nonlocal done
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done += 1
+
+    trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    return Contestant(forward, backward, update, trained)
