@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from halfseen.backbones.config import ModelConfig
+
 
 class Tokens(NamedTuple):
     """A token sequence split by kind.
@@ -45,6 +47,8 @@ class Encoder(nn.Module, ABC):
         num_prefix_tokens: tokens before the patch tokens.
         num_layers: number of blocks (over all stages).
         num_heads: attention heads of the last block.
+        config: how it was built; with `image_size` all that `backbones.build` needs to build it again.
+        trunk: the timm model that holds all weights.
     """
 
     embed_dim: int
@@ -55,6 +59,8 @@ class Encoder(nn.Module, ABC):
     num_prefix_tokens: int
     num_layers: int
     num_heads: int
+    config: ModelConfig
+    trunk: nn.Module
 
     @abstractmethod
     def forward(

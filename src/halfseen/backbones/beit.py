@@ -35,6 +35,8 @@ class BeitEncoder(Encoder):
         position_rule: kept for the absolute positions that some checkpoints carry.
     """
 
+    trunk: Beit
+
     def __init__(self, trunk: Beit, image_size: int, position_rule: PositionRule = "size") -> None:
         super().__init__()
         self.trunk = trunk

@@ -37,6 +37,12 @@ def build_encoder(config: ModelConfig, image_size: int, device: torch.device | s
         ShapeError: image, patch and window sizes that don't go together.
         ConfigError: a timm model of another kind.
     """
+    encoder = _build(config, image_size, device)
+    encoder.config = config
+    return encoder
+
+
+def _build(config: ModelConfig, image_size: int, device: torch.device | str | None) -> Encoder:
     call = timm_call(config, image_size)
     if call is None:
         return _build_viny(config, image_size, device)

@@ -80,54 +80,68 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
-        "vit_small",
+        default="vit_small",
         description="a preset (vit_tiny|small|base|large|huge, swin_tiny|small|base|large, "
         "simmim_vit_tiny|small|base|large, viny_4m) or any timm VisionTransformer / SwinTransformer name",
     )
     patch_size: int | None = Field(
-        None, ge=1, description="side of a patch in pixels, p; the image side must be a multiple"
+        default=None, ge=1, description="side of a patch in pixels, p; the image side must be a multiple"
     )
-    embed_dim: int | None = Field(None, ge=4, description="token width D; of the first stage for Swin")
-    depth: int | None = Field(None, ge=1, description="number of transformer blocks (ViT families)")
-    depths: tuple[int, ...] | None = Field(None, min_length=1, description="number of blocks of each stage (Swin)")
+    embed_dim: int | None = Field(default=None, ge=4, description="token width D; of the first stage for Swin")
+    depth: int | None = Field(default=None, ge=1, description="number of transformer blocks (ViT families)")
+    depths: tuple[int, ...] | None = Field(
+        default=None, min_length=1, description="number of blocks of each stage (Swin)"
+    )
     num_heads: int | tuple[int, ...] | None = Field(
-        None, description="attention heads; for Swin one per stage, or a single number that doubles with each stage"
+        default=None,
+        description="attention heads; for Swin one per stage, or a single number that doubles with each stage",
     )
-    mlp_ratio: float | None = Field(None, gt=0, description="width of the MLP's hidden layer over the token width")
+    mlp_ratio: float | None = Field(
+        default=None, gt=0, description="width of the MLP's hidden layer over the token width"
+    )
     window_size: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="side of an attention window in tokens, W (Swin); None = the largest up to 7 that tiles every "
         "stage at this image size (7 at 224 px, 6 at 192 px)",
     )
-    head_dim: int | None = Field(None, ge=1, description="width of one attention head (ViNy: 64, not D / heads)")
+    head_dim: int | None = Field(
+        default=None, ge=1, description="width of one attention head (ViNy: 64, not D / heads)"
+    )
     drop_path: float = Field(
-        0.0, ge=0.0, lt=1.0, description="stochastic depth rate of the last block; rises linearly from 0 at the first"
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="stochastic depth rate of the last block; rises linearly from 0 at the first",
     )
     norm_eps: float | None = Field(
-        None, gt=0, lt=1e-2, description="epsilon of every LayerNorm (ViT 1e-6, Swin and ViNy 1e-5, KAMIM's ViT 1e-12)"
+        default=None,
+        gt=0,
+        lt=1e-2,
+        description="epsilon of every LayerNorm (ViT 1e-6, Swin and ViNy 1e-5, KAMIM's ViT 1e-12)",
     )
     class_token: bool | None = Field(
-        None, description="put a class token before the patches (ViT: yes; ViNy: it exists but only this flag uses it)"
+        default=None,
+        description="put a class token before the patches (ViT: yes; ViNy: it exists but only this flag uses it)",
     )
     absolute_positions: bool | None = Field(
-        None, description="learned absolute position embedding (ViT: yes; official SimMIM ViT: no)"
+        default=None, description="learned absolute position embedding (ViT: yes; official SimMIM ViT: no)"
     )
     relative_positions: Literal["shared", "per_block"] | None = Field(
-        None,
+        default=None,
         description="tables of relative position biases of the official SimMIM ViT: one for all blocks "
         "(pre-training) or one in each (fine-tuning)",
     )
     layer_scale: float | None = Field(
-        None, ge=0, description="initial value of the layer-scale vectors, 0 = none (official SimMIM ViT: 0.1)"
+        default=None, ge=0, description="initial value of the layer-scale vectors, 0 = none (official SimMIM ViT: 0.1)"
     )
     final_norm: Literal["tokens", "pooled"] = Field(
-        "tokens",
+        default="tokens",
         description="where the last LayerNorm stands: over every token, or (classifiers fine-tuned with mean pooling) "
         "over the pooled feature only, so that tokens stay raw",
     )
     position_rule: Literal["size", "scale_offset", "scale"] = Field(
-        "size",
+        default="size",
         description="how learned positions are resized to another grid: size (MAE), scale_offset (iBOT), scale (MSN)",
     )
 

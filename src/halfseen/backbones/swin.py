@@ -25,6 +25,8 @@ class SwinEncoder(Encoder):
         image_size: side in pixels for which `trunk` was built; it decides windows and shifts for every input size.
     """
 
+    trunk: SwinTransformer
+
     def __init__(self, trunk: SwinTransformer, image_size: int) -> None:
         super().__init__()
         self.trunk = trunk

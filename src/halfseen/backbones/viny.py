@@ -101,6 +101,8 @@ class ViNyEncoder(Encoder):
         position_rule: how positions are resized when an image has another size.
     """
 
+    trunk: VisionTransformer
+
     def __init__(
         self,
         trunk: VisionTransformer,

@@ -31,6 +31,8 @@ class ViTEncoder(Encoder):
         position_rule: how learned positions are resized when an image has another size.
     """
 
+    trunk: VisionTransformer
+
     def __init__(self, trunk: VisionTransformer, image_size: int, position_rule: PositionRule = "size") -> None:
         super().__init__()
         self.trunk = trunk

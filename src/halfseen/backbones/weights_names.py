@@ -1,0 +1,428 @@
+"""The names of other people's checkpoints, and what each is called here.
+
+Every layout becomes `Parts`: the encoder under timm's names, the mask token, the decoder under the names of
+`backbones.decoders`, a classifier's head, and what was left aside. Also the sizes that can be read off the shapes.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from halfseen.backbones.config import PRESETS, VINY_HEAD_DIM, Family, ModelConfig
+from halfseen.errors import WeightsError
+
+Kind = Literal["simmim_vit", "simmim_swin", "viny", "mae", "kamim_vit", "kamim_swin", "halfseen", "timm"]
+KINDS: tuple[Kind, ...] = (
+    "simmim_vit",
+    "simmim_swin",
+    "viny",
+    "mae",
+    "kamim_vit",
+    "kamim_swin",
+    "halfseen",
+    "timm",
+)
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class Parts:
+    """A checkpoint taken apart; `ignored` are tensors that carry nothing (index tables, aliases)."""
+
+    encoder: State = field(default_factory=dict)
+    mask_token: Tensor | None = None
+    decoder: State = field(default_factory=dict)
+    head: State = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def detect_kind(names: Iterable[str]) -> Kind:
+    """Which code wrote a checkpoint, by the names of its tensors.
+
+    Raises:
+        WeightsError: none that is known.
+    """
+    known = set(names)
+    bare = {name.removeprefix("encoder.") for name in known}
+    if any(name.startswith(("encoder.trunk.", "trunk.")) for name in known):
+        return "halfseen"
+    if "to_patch_embedding.1.weight" in bare:
+        return "viny"
+    if any(".embeddings.patch_embeddings." in name for name in known):
+        swin = any("relative_position_bias_table" in name for name in known)
+        return "kamim_swin" if swin else "kamim_vit"
+    if "patch_embed.proj.weight" not in bare:
+        some = ", ".join(sorted(known)[:3])
+        raise WeightsError(
+            f"weights: no known layout. Known: {', '.join(KINDS)}. The file's tensors are called {some} ..."
+        )
+    if "layers.0.blocks.0.attn.qkv.weight" in bare:
+        official = any(name.startswith("layers.0.downsample.") for name in bare) or bare != known
+        return "simmim_swin" if official else "timm"
+    if "blocks.0.attn.q_bias" in bare or "rel_pos_bias.relative_position_bias_table" in bare:
+        return "simmim_vit"
+    return "mae" if "decoder_embed.weight" in bare else "timm"
+
+
+def take_apart(state: State, kind: Kind) -> Parts:
+    """Sort a checkpoint's tensors into `Parts`, under our names."""
+    return {
+        "simmim_vit": _take_simmim,
+        "simmim_swin": _take_simmim,
+        "viny": _take_viny,
+        "mae": _take_mae,
+        "kamim_vit": _take_kamim,
+        "kamim_swin": _take_kamim,
+        "halfseen": _take_own,
+        "timm": _take_timm,
+    }[kind](state)
+
+
+def _take_simmim(state: State) -> Parts:
+    parts = Parts()
+    official_merging = any("layers.0.downsample." in name for name in state)
+    for full, tensor in state.items():
+        name = full.removeprefix("encoder.")
+        if _is_buffer(name):
+            parts.ignored.append(full)
+        elif full.startswith("decoder."):
+            parts.decoder[full.removeprefix("decoder.")] = tensor
+        elif name == "mask_token":
+            parts.mask_token = tensor
+        elif name.startswith("head."):
+            parts.head[_swin_head(name) if "layers.0.blocks.0.attn.qkv.weight" in _bare(state) else name] = tensor
+        else:
+            parts.encoder[_later_merging(name) if official_merging else name] = tensor
+    return parts
+
+
+def _bare(state: State) -> set[str]:
+    return {name.removeprefix("encoder.") for name in state}
+
+
+def _swin_head(name: str) -> str:
+    return name if name.startswith("head.fc.") else "head.fc." + name.removeprefix("head.")
+
+
+def _is_buffer(name: str) -> bool:
+    return name.endswith(("relative_position_index", "attn_mask"))
+
+
+def _later_merging(name: str) -> str:
+    """Patch merging ends a stage in the original, and begins the next one in timm."""
+    return re.sub(r"^layers\.(\d+)\.downsample\.", lambda found: f"layers.{int(found[1]) + 1}.downsample.", name)
+
+
+_VINY_NAMES = (
+    (r"^pos_embedding$", "pos_embed"),
+    (r"^to_patch_embedding\.1\.", "patch_embed.pre_norm."),
+    (r"^to_patch_embedding\.2\.", "patch_embed.proj."),
+    (r"^to_patch_embedding\.3\.", "patch_embed.norm."),
+    (r"^transformer\.norm\.", "norm."),
+    (r"^transformer\.layers\.(\d+)\.0\.layernorm\.", r"blocks.\1.norm1."),
+    (r"^transformer\.layers\.(\d+)\.0\.to_qkv\.", r"blocks.\1.attn.qkv."),
+    (r"^transformer\.layers\.(\d+)\.0\.fc_out\.0\.", r"blocks.\1.attn.proj."),
+    (r"^transformer\.layers\.(\d+)\.1\.network\.0\.", r"blocks.\1.norm2."),
+    (r"^transformer\.layers\.(\d+)\.1\.network\.1\.", r"blocks.\1.mlp.fc1."),
+    (r"^transformer\.layers\.(\d+)\.1\.network\.4\.", r"blocks.\1.mlp.fc2."),
+)
+
+
+def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        new, hits = re.subn(pattern, replacement, name)
+        if hits:
+            return new
+    return name
+
+
+def _take_viny(state: State) -> Parts:
+    parts = Parts()
+    for full, tensor in state.items():
+        name = full.removeprefix("encoder.")
+        if full.startswith("get_patch_embedding."):  # a second name of the encoder's own patch embedding
+            parts.ignored.append(full)
+        elif full.startswith("decoder."):
+            parts.decoder[full.removeprefix("decoder.")] = tensor
+        elif full == "mask_token":
+            parts.mask_token = tensor
+        elif name.startswith(("head.", "mlp.")):
+            parts.head[name] = tensor
+        else:
+            parts.encoder[_renamed(name, _VINY_NAMES)] = tensor
+    return parts
+
+
+def _take_mae(state: State) -> Parts:
+    parts = Parts()
+    full_model = "decoder_embed.weight" in state
+    for name, tensor in state.items():
+        if name.startswith("decoder_") or (full_model and name == "mask_token"):
+            parts.decoder[name] = tensor
+        elif name.startswith("head."):
+            parts.head[name] = tensor
+        else:
+            parts.encoder[name] = tensor
+    return parts
+
+
+_KAMIM_NAMES = (
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"^encoder\.layers\.(\d+)\.", r"layers.\1."),
+    (r"^layernorm\.", "norm."),
+)
+_KAMIM_BLOCK = (
+    (r"attention\.(?:attention|self)\.(query|key|value)\.", r"attn.\1."),
+    (r"attention\.self\.relative_position_bias_table$", "attn.relative_position_bias_table"),
+    (r"attention\.output\.dense\.", "attn.proj."),
+    (r"layernorm_before\.", "norm1."),
+    (r"layernorm_after\.", "norm2."),
+    (r"intermediate\.dense\.", "mlp.fc1."),
+    (r"output\.dense\.", "mlp.fc2."),
+)
+
+
+def _take_kamim(state: State) -> Parts:
+    parts = Parts()
+    separate: dict[str, State] = {}
+    for full, tensor in state.items():
+        name = re.sub(r"^(vit|swin|vit_backbone|backbone)\.", "", full)
+        if _is_buffer(name):
+            parts.ignored.append(full)
+        elif full.startswith("decoder."):
+            parts.decoder[full.removeprefix("decoder.")] = tensor
+        elif full.startswith("cls."):
+            parts.head["head." + full.rpartition(".")[2]] = tensor
+        elif name == "embeddings.mask_token":
+            parts.mask_token = tensor
+        else:
+            name = _later_merging(_renamed(_renamed(name, _KAMIM_NAMES), _KAMIM_BLOCK))
+            stem = re.sub(r"\.attn\.(query|key|value)\.", ".attn.qkv.", name)
+            if stem == name:
+                parts.encoder[name] = tensor
+            else:
+                separate.setdefault(stem, {})[name.split(".")[-2]] = tensor
+    for stem, three in separate.items():
+        if three.keys() != {"query", "key", "value"}:
+            raise WeightsError(f"weights: {stem} has only {', '.join(three)}; query, key and value belong together.")
+        parts.encoder[stem] = torch.cat([three["query"], three["key"], three["value"]])
+    return parts
+
+
+def _take_own(state: State) -> Parts:
+    parts = Parts()
+    for full, tensor in state.items():
+        name = re.sub(r"^(encoder\.)?trunk\.", "", full)
+        if name != full:
+            parts.encoder[name] = tensor
+        elif full == "mask_token":
+            parts.mask_token = tensor
+        elif full.startswith("decoder."):
+            parts.decoder[full.removeprefix("decoder.")] = tensor
+        else:
+            parts.ignored.append(full)
+    return parts
+
+
+def _take_timm(state: State) -> Parts:
+    parts = Parts()
+    for name, tensor in state.items():
+        if _is_buffer(name):
+            parts.ignored.append(name)
+        elif name.startswith("head."):
+            parts.head[name] = tensor
+        elif name == "mask_token":
+            parts.mask_token = tensor
+        else:
+            parts.encoder[name] = tensor
+    return parts
+
+
+def infer_model(parts: Parts, kind: Kind, num_heads: int | None = None) -> tuple[ModelConfig, int]:
+    """The model's sizes and the image side for which it was built, read off the shapes.
+
+    Args:
+        num_heads: for plain ViTs and ViNy, whose weights don't show it; None = by the usual width of a head.
+    Raises:
+        WeightsError: shapes of no known model, or a number of heads that must be said.
+    """
+    state = parts.encoder
+    if "layers.0.blocks.0.attn.qkv.weight" in state:
+        return _infer_swin(state)
+    if "patch_embed.pre_norm.weight" in state:
+        return _infer_viny(state, num_heads)
+    if "blocks.0.attn.qkv.weight" not in state:
+        raise WeightsError("weights: no transformer blocks in the file; is it a decoder or a head alone?")
+    if "blocks.0.attn.q_bias" in state:
+        return _infer_beit(state)
+    return _infer_vit(state, 1e-12 if kind == "kamim_vit" else None, num_heads)
+
+
+def _depth(state: State, pattern: str) -> int:
+    numbers = [int(found[1]) for name in state if (found := re.match(pattern, name))]
+    return max(numbers, default=-1) + 1
+
+
+def _preset(family: Family, width: int, depths: tuple[int, ...], heads: tuple[int, ...]) -> str:
+    """The preset with these sizes, else the family's first one."""
+    same = [name for name, preset in PRESETS.items() if preset.family == family]
+    exact = [
+        n for n in same if (PRESETS[n].embed_dim, PRESETS[n].depths, PRESETS[n].num_heads) == (width, depths, heads)
+    ]
+    return (exact or same)[0]
+
+
+def _mlp_ratio(weight: Tensor) -> float:
+    """Hidden width over token width, such that the builder's truncated product gives the hidden width back."""
+    hidden, width = weight.shape
+    return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
+
+
+def _departures(name: str, sizes: dict[str, object]) -> dict[str, object]:
+    """Only the sizes in which a model differs from its preset."""
+    preset = PRESETS[name]
+    own: dict[str, object] = {
+        "patch_size": preset.patch_size,
+        "embed_dim": preset.embed_dim,
+        "depth": preset.depths[0],
+        "depths": preset.depths,
+        "num_heads": preset.num_heads if preset.family == "swin" else preset.num_heads[0],
+        "mlp_ratio": preset.mlp_ratio,
+    }
+    return {key: value for key, value in sizes.items() if value != own.get(key)}
+
+
+def _infer_vit(state: State, norm_eps: float | None, num_heads: int | None) -> tuple[ModelConfig, int]:
+    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    depth = _depth(state, r"blocks\.(\d+)\.")
+    class_token = "cls_token" in state
+    positions = state.get("pos_embed")
+    image_size = 224
+    if positions is not None:
+        patches = positions.shape[1] - int(class_token)
+        image_size = math.isqrt(patches) * patch_size
+        if math.isqrt(patches) ** 2 != patches:
+            raise WeightsError(
+                f"weights: pos_embed has {positions.shape[1]} rows, which fit no square grid with "
+                f"{int(class_token)} class token; register tokens need the model's timm name."
+            )
+    heads = num_heads or _usual_heads(width)
+    name = _preset("vit", width, (depth,), (heads,))
+    sizes: dict[str, object] = {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(state["blocks.0.mlp.fc1.weight"]),
+    }
+    scale = state.get("blocks.0.ls1.gamma")
+    config = ModelConfig.model_validate(
+        {
+            "name": name,
+            **_departures(name, sizes),
+            "norm_eps": norm_eps,
+            "class_token": None if class_token else False,
+            "absolute_positions": None if positions is not None else False,
+            "layer_scale": None if scale is None else 1e-5,
+            "final_norm": _final_norm(state),
+        }
+    )
+    return config, image_size
+
+
+def _usual_heads(width: int) -> int:
+    usual = {preset.embed_dim: preset.num_heads[0] for preset in PRESETS.values() if preset.family == "vit"}
+    if width in usual:
+        return usual[width]
+    if width % 64 == 0:
+        return width // 64
+    raise WeightsError(f"weights: the width {width} doesn't tell the number of attention heads; say num_heads.")
+
+
+def _final_norm(state: State) -> str:
+    return "pooled" if "fc_norm.weight" in state and "norm.weight" not in state else "tokens"
+
+
+def _infer_beit(state: State) -> tuple[ModelConfig, int]:
+    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    shared = state.get("rel_pos_bias.relative_position_bias_table")
+    table = shared if shared is not None else state.get("blocks.0.attn.relative_position_bias_table")
+    if table is None:
+        raise WeightsError("weights: a BEiT layout without any table of relative positions is not a SimMIM checkpoint.")
+    depth, heads = _depth(state, r"blocks\.(\d+)\."), table.shape[1]
+    name = _preset("beit", width, (depth,), (heads,))
+    sizes: dict[str, object] = {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(state["blocks.0.mlp.fc1.weight"]),
+    }
+    config = ModelConfig.model_validate(
+        {
+            "name": name,
+            **_departures(name, sizes),
+            "absolute_positions": True if "pos_embed" in state else None,
+            "relative_positions": None if shared is not None else "per_block",
+            "layer_scale": None if "blocks.0.gamma_1" in state else 0.0,
+            "final_norm": _final_norm(state),
+        }
+    )
+    return config, (math.isqrt(table.shape[0] - 3) + 1) // 2 * patch_size
+
+
+def _infer_swin(state: State) -> tuple[ModelConfig, int]:
+    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    stages = _depth(state, r"layers\.(\d+)\.")
+    depths = tuple(_depth(state, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages))
+    tables = [state[f"layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(stages)]
+    heads = tuple(table.shape[1] for table in tables)
+    windows = [(math.isqrt(table.shape[0]) + 1) // 2 for table in tables]
+    # A later stage with a smaller table is one window wide; else the last stage is taken to be so.
+    stage = next((s for s in range(stages) if windows[s] < windows[0]), stages - 1)
+    image_size = windows[stage] * 2**stage * patch_size
+    name = _preset("swin", width, depths, heads)
+    sizes: dict[str, object] = {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depths": depths,
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(state["layers.0.blocks.0.mlp.fc1.weight"]),
+    }
+    config = ModelConfig.model_validate({"name": name, **_departures(name, sizes), "window_size": windows[0]})
+    return config, image_size
+
+
+def _infer_viny(state: State, num_heads: int | None) -> tuple[ModelConfig, int]:
+    values, width = state["patch_embed.pre_norm.weight"].shape[0], state["patch_embed.proj.weight"].shape[0]
+    patch_size = math.isqrt(values // 3)
+    inner = state["blocks.0.attn.qkv.weight"].shape[0] // 3
+    if num_heads is None and inner % VINY_HEAD_DIM:
+        raise WeightsError(f"weights: an attention width of {inner} doesn't tell the number of heads; say num_heads.")
+    heads = num_heads or inner // VINY_HEAD_DIM
+    sizes: dict[str, object] = {
+        "patch_size": patch_size,
+        "embed_dim": width,
+        "depth": _depth(state, r"blocks\.(\d+)\."),
+        "num_heads": heads,
+        "mlp_ratio": _mlp_ratio(state["blocks.0.mlp.fc1.weight"]),
+    }
+    head_dim = inner // heads
+    config = ModelConfig.model_validate(
+        {
+            "name": "viny_4m",
+            **_departures("viny_4m", sizes),
+            "head_dim": None if head_dim == VINY_HEAD_DIM else head_dim,
+        }
+    )
+    return config, math.isqrt(state["pos_embed"].shape[1] - 1) * patch_size
