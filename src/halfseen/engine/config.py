@@ -58,6 +58,22 @@ OPERATIONAL_KEYS = frozenset(
 """Dotted keys (or sections) that may differ when a run goes on: they don't change where the weights are heading."""
 
 
+def _must_be_default(config: BaseModel, key: str, who: str) -> None:
+    default = type(config).model_fields[key].default
+    value = getattr(config, key)
+    if value != default:
+        raise ValueError(
+            f"{key}: got {_shown(value)}, but it has no effect with {who}. Leave it out "
+            f"(its default is {_shown(default)})."
+        )
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(list(value) if isinstance(value, tuple) else value)
+
+
 class OptimizerConfig(BaseModel):
     """How gradients become updates."""
 
@@ -393,22 +409,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _is_operational(key: str) -> bool:
     return any(key == known or key.startswith(known + ".") for known in OPERATIONAL_KEYS)
-
-
-def _must_be_default(config: BaseModel, key: str, who: str) -> None:
-    default = type(config).model_fields[key].default
-    value = getattr(config, key)
-    if value != default:
-        raise ValueError(
-            f"{key}: got {_shown(value)}, but it has no effect with {who}. Leave it out "
-            f"(its default is {_shown(default)})."
-        )
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "null"
-    return str(list(value) if isinstance(value, tuple) else value)
 
 
 def _largest_divisor(number: int, at_most: int) -> int:
