@@ -238,7 +238,7 @@ class TrainConfig(BaseModel):
     )
     keep_checkpoints: int = Field(2, ge=1, description="Number of newest checkpoints that are kept.")
     log_every_steps: int = Field(
-        10, ge=1, description="Updates between two lines of metrics.jsonl; only then the device is waited for."
+        10, ge=1, le=1000, description="Updates between two lines of metrics.jsonl; only then the device is waited for."
     )
     health_every_steps: int | None = Field(
         500,

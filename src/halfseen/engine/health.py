@@ -7,6 +7,8 @@ loop hands over one record per logging step.
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import isfinite
 from statistics import fmean, median
 from typing import NamedTuple
 
@@ -70,8 +72,8 @@ def findings_before(shape: RunShape) -> list[Finding]:
         found.append(
             Finding(
                 "long_warmup",
-                f"The warm-up takes {shape.warmup_steps:g} steps but the run ends after {shape.last_step}: the learning "
-                "rate never reaches its peak. Lower train.lr.warmup_epochs or raise train.epochs.",
+                f"The warm-up takes {shape.warmup_steps:g} steps but the run ends after {shape.last_step}: the "
+                "learning rate never reaches its peak. Lower train.lr.warmup_epochs or raise train.epochs.",
                 0,
             )
         )
@@ -87,8 +89,8 @@ def small_grid(grid: int) -> list[Finding]:
     return [
         Finding(
             "small_grid",
-            f"The images have only {grid} patches per side, fewer than {SMALL_GRID}: masking has nothing to hide behind. "
-            "Lower model.patch_size or raise data.image_size.",
+            f"The images have only {grid} patches per side, fewer than {SMALL_GRID}: masking has nothing to hide "
+            "behind. Lower model.patch_size or raise data.image_size.",
             0,
         )
     ]
@@ -103,6 +105,7 @@ class Health:
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=WAIT_RECORDS))
     first_losses: list[float] = field(default_factory=list)
     last_losses: deque[float] = field(default_factory=lambda: deque(maxlen=FLAT_RECORDS))
+    moved: bool = False
     ranks: list[float] = field(default_factory=list)
     rank_losses: list[float] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)
@@ -110,8 +113,8 @@ class Health:
     def check(self, record: Mapping[str, float | int]) -> list[Finding]:
         """Findings at one logging step; `record` is a line of metrics.jsonl.
 
-        Reads `step`, `loss`, `lr` and, where present, `grad_norm`, `data_wait_share` and `mean_loss` (a method that knows
-        the loss of predicting the mean may give it as a metric).
+        Reads `step`, `loss`, `lr` and, where present, `grad_norm`, `data_wait_share` and `mean_loss` (a method that
+        knows the loss of predicting the mean may give it as a metric).
         """
         step, loss = int(record["step"]), float(record["loss"])
         found = self._gradient(step, record.get("grad_norm")) + self._waiting(step, record.get("data_wait_share"))
@@ -129,16 +132,14 @@ class Health:
         self.rank_losses.append(loss)
         self.spreads.append(spread)
         recent = self.ranks[-RANK_FALLS - 1 :]
-        falling = len(recent) > RANK_FALLS and all(
-            late < early for early, late in zip(recent, recent[1:], strict=False)
-        )
+        falling = len(recent) > RANK_FALLS and all(late < early for early, late in pairwise(recent))
         if falling and rank < RANK_LOSS * max(self.ranks) and loss < self.rank_losses[-RANK_FALLS - 1]:
             found.append(
                 Finding(
                     "rank_falling",
-                    f"The effective rank of the features (RankMe) has fallen from {max(self.ranks):.1f} to {rank:.1f} while "
-                    "the loss falls: dimensional collapse. Lower train.optimizer.weight_decay or train.lr.base, or change "
-                    "the crops.",
+                    f"The effective rank of the features (RankMe) has fallen from {max(self.ranks):.1f} to {rank:.1f} "
+                    "while the loss falls: dimensional collapse. Lower train.optimizer.weight_decay or train.lr.base, "
+                    "or change the crops.",
                     step,
                 )
             )
@@ -146,15 +147,16 @@ class Health:
             found.append(
                 Finding(
                     "features_alike",
-                    f"The features of different images point the same way: their spread fell from {max(self.spreads):.3f} "
-                    f"to {spread:.3f}: collapse. Lower train.lr.base or raise method.mask_ratio.",
+                    "The features of different images point the same way: their spread fell from "
+                    f"{max(self.spreads):.3f} to {spread:.3f}: collapse. Lower train.lr.base or raise "
+                    "method.mask_ratio.",
                     step,
                 )
             )
         return found
 
     def _gradient(self, step: int, norm: float | int | None) -> list[Finding]:
-        if norm is None:
+        if norm is None or not isfinite(norm):
             return []
         usual = median(self.norms) if len(self.norms) >= SPIKE_LEAST else None
         self.norms.append(float(norm))
@@ -163,9 +165,9 @@ class Health:
         return [
             Finding(
                 "gradient_spike",
-                f"The gradient norm is {norm:.3g}, {norm / max(usual, 1e-30):.0f} times its running median of {usual:.3g}: "
-                "instability ahead. Lower train.lr.base, set the second of train.optimizer.betas to 0.95, lengthen "
-                "train.lr.warmup_epochs, or set train.clip_norm.",
+                f"The gradient norm is {norm:.3g}, {norm / max(usual, 1e-30):.0f} times its running median of "
+                f"{usual:.3g}: instability ahead. Lower train.lr.base, set the second of train.optimizer.betas to "
+                "0.95, lengthen train.lr.warmup_epochs, or set train.clip_norm.",
                 step,
             )
         ]
@@ -179,25 +181,25 @@ class Health:
         return [
             Finding(
                 "data_wait",
-                f"{100 * fmean(self.waits):.0f} % of the time is spent waiting for data: the loader is the bottleneck. Raise "
-                "runtime.workers up to the number of cores, or store smaller images.",
+                f"{100 * fmean(self.waits):.0f} % of the time is spent waiting for data: the loader is the "
+                "bottleneck. Raise runtime.workers up to the number of cores, or store smaller images.",
                 step,
             )
         ]
 
     def _flat(self, step: int) -> list[Finding]:
-        if step < self.shape.warmup_steps + FLAT_STEPS or len(self.first_losses) < FLAT_RECORDS:
+        if self.moved or step < self.shape.warmup_steps + FLAT_STEPS or len(self.last_losses) < FLAT_RECORDS:
             return []
         early, late = fmean(self.first_losses), fmean(self.last_losses)
-        if abs(late - early) > FLAT_CHANGE * abs(early) or self.last_losses[-1] < min(self.first_losses):
-            self.first_losses = [float("inf")] * FLAT_RECORDS  # It moved once: it isn't flat from the start.
+        self.moved = abs(late - early) > FLAT_CHANGE * abs(early)
+        if self.moved:
             return []
         return [
             Finding(
                 "flat_loss",
-                f"The loss is flat from the start (now {late:.4g}, at first {early:.4g}). Usual causes: a method.mask_ratio "
-                "near 0 or 1, normalisation applied twice (data.mean, data.std), or train.lr.base too small after scaling by "
-                "the batch.",
+                f"The loss is flat from the start (now {late:.4g}, at first {early:.4g}). Usual causes: a "
+                "method.mask_ratio near 0 or 1, normalisation applied twice (data.mean, data.std), or train.lr.base "
+                "too small after scaling by the batch.",
                 step,
             )
         ]
@@ -212,8 +214,8 @@ class Health:
         return [
             Finding(
                 "predicts_mean",
-                f"The loss, {loss:.4g}, is near {mean_loss:.4g}, what predicting the mean of the targets would give: the "
-                "decoder has learned nothing more yet. Too few steps (train.epochs), train.lr.base too low, or "
+                f"The loss, {loss:.4g}, is near {mean_loss:.4g}, what predicting the mean of the targets would give: "
+                "the decoder has learned nothing more yet. Too few steps (train.epochs), train.lr.base too low, or "
                 "method.mask_ratio too high for this patch size.",
                 step,
             )

@@ -96,17 +96,17 @@ class TensorBoardSink:
                 "runtime.tensorboard: got true, but tensorboard is not installed. "
                 "Run: pip install 'halfseen[tensorboard]', or write runtime.tensorboard=false."
             ) from error
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:
         """One scalar per number."""
         for name, value in record.items():
             if name != "step":
-                self._writer.add_scalar(name, value, global_step=int(record["step"]))  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, global_step=int(record["step"]))
 
     def close(self) -> None:
         """Flush and end."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def open_journal(run_dir: Path, *, resume_step: int = 0, writes: bool = True, tensorboard: bool = False) -> Journal:

@@ -30,7 +30,8 @@ def open_device(name: DeviceName, local_rank: int = 0) -> torch.device:
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
-            f"--devices: process {local_rank} finds no GPU, there are {torch.cuda.device_count()}. Start fewer processes."
+            f"--devices: process {local_rank} finds no GPU, there are {torch.cuda.device_count()}. Start fewer "
+            "processes."
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -12,19 +12,28 @@ class TrainState:
         step: optimiser updates done.
         samples_seen: source images used so far, over all processes (not views).
         seconds: time spent training, over all sessions of the run.
-        window_steps: updates since the last line of metrics.jsonl.
-        window_samples: images since then.
-        window_sums: sums since then of the loss, the gradient norm and the method's metrics, by name.
+        window_sums: sums of the loss and the method's metrics over the updates since the last line of metrics.jsonl.
+        window_counts: updates that each of these sums is made of.
         scaler: the loss scaler's numbers under fp16, else empty.
     """
 
     step: int = 0
     samples_seen: int = 0
     seconds: float = 0.0
-    window_steps: int = 0
-    window_samples: int = 0
     window_sums: dict[str, float] = field(default_factory=dict)
+    window_counts: dict[str, int] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, value: float) -> None:
+        """Take in the value of one update."""
+        self.window_sums[name] = self.window_sums.get(name, 0.0) + value
+        self.window_counts[name] = self.window_counts.get(name, 0) + 1
+
+    def close_window(self) -> dict[str, float]:
+        """Mean of each value over the updates since the last call, and start anew."""
+        means = {name: total / self.window_counts[name] for name, total in self.window_sums.items()}
+        self.window_sums, self.window_counts = {}, {}
+        return means
 
     def to_json(self) -> dict[str, Any]:
         """The state as plain numbers; floats survive json bit by bit."""

@@ -1,0 +1,502 @@
+"""The loop: every method, every fine-tuning and every probe trains here.
+
+`fit` goes from step to step; `Trainer.train_step` is one of them. Between two logging steps nothing waits for the
+device: losses are summed there and non-finite ones counted there.
+"""
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from halfseen.engine.checkpoint import (
+    Identity,
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    restore_model,
+    save_checkpoint,
+)
+from halfseen.engine.config import RuntimeConfig, TrainConfig
+from halfseen.engine.distributed import Distributed, wrap
+from halfseen.engine.health import Finding, Health, findings_before
+from halfseen.engine.interruption import Interruption
+from halfseen.engine.journal import Journal, Record
+from halfseen.engine.optim import (
+    LearningRate,
+    build_optimizer,
+    clip_gradients,
+    gradient_norm,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    parameter_groups,
+)
+from halfseen.engine.precision import autocast, open_device, open_scaler
+from halfseen.engine.state import TrainState
+from halfseen.engine.terminal import Terminal, duration
+from halfseen.errors import CheckpointError, TrainingError
+from halfseen.ops.effective_rank import feature_std, rankme
+from halfseen.ops.randomness import stream_seed
+from halfseen.types import Batch, GroupKey, Progress, StepOutput
+
+
+class Trainable(Protocol):
+    """What the loop needs of a method: an `nn.Module` with these; `methods.base.Method` has them."""
+
+    def __call__(self, batch: Batch, progress: Progress) -> StepOutput:
+        """The loss of one micro-batch."""
+
+    def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
+        """Weight decay and lr scale of a parameter."""
+
+    def after_step(self, progress: Progress) -> None:
+        """Runs after each update."""
+
+
+class RowSampler(Protocol):
+    """Which rows of the global batch this process sees."""
+
+    num_images: int
+
+    def rows(self, step: int) -> tuple[int, int]:
+        """First and one past the last row of this process in the step's global batch."""
+
+
+class StepLoader(Protocol):
+    """Batches addressed by the step; `data.loader.Loader` is one."""
+
+    steps_per_epoch: int
+    wait_seconds: float
+
+    @property
+    def sampler(self) -> RowSampler:
+        """Who says which images a step sees."""
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[list[Batch]]:
+        """The micro-batches of each step in the range: a generator, which the loop closes."""
+
+
+class FitResult(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        step: updates done.
+        finished: False if a signal ended it early.
+        checkpoint: the folder written at the end.
+        samples_seen: source images used.
+        message: one sentence for the person at the terminal.
+    """
+
+    step: int
+    finished: bool
+    checkpoint: Path
+    samples_seen: int
+    message: str
+
+
+def fit(
+    method: Trainable,
+    loader: StepLoader,
+    train: TrainConfig,
+    runtime: RuntimeConfig,
+    *,
+    seed: int,
+    run_dir: Path,
+    identity: Identity,
+    journal: Journal,
+    terminal: Terminal,
+    health: Health | None = None,
+    distributed: Distributed | None = None,
+    resume_from: Path | None = None,
+    probe: Callable[[], Tensor] | None = None,
+    on_batch: Callable[[list[Batch]], None] | None = None,
+    on_log: Callable[[Record], None] | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
+) -> FitResult:
+    """Train `method` to the end of the schedule, to `train.max_steps`, or until a signal asks to stop.
+
+    Args:
+        method: the module to train; it is moved to the device.
+        loader: the batches of each step.
+        train: what decides the weights.
+        runtime: where and how fast.
+        seed: the run's seed; dropout and stochastic depth are functions of it and the step.
+        run_dir: the run's folder; checkpoints go into it.
+        identity: stored with each checkpoint and compared on resume.
+        journal: metrics and findings; opened at the step that is resumed.
+        terminal: where to speak.
+        health: the watcher; None doesn't watch.
+        distributed: this process among others, from `distributed.processes`.
+        resume_from: a checkpoint folder to go on from; None starts at step 0.
+        probe: features float [n, D] of held-out images under the current weights, for the effective rank; called on
+            process 0, every `train.health_every_steps`. Give it on all processes or on none.
+        on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
+        on_log: sees each line of metrics, on process 0.
+        on_checkpoint: sees each checkpoint's folder and step, on process 0.
+    Raises:
+        ConfigError: a batch that the processes can't share, or a device that isn't there.
+        CheckpointError: the checkpoint can't be continued, or none could be written.
+        TrainingError: a non-finite loss.
+    """
+    torch.set_num_threads(runtime.threads)
+    trainer = Trainer(method, loader, train, runtime, seed, run_dir, identity, distributed or Distributed())
+    if resume_from is not None:
+        trainer.resume(resume_from)
+    state, last_step = trainer.state, trainer.last_step
+    watch = Watch(trainer, journal, terminal, health, probe, on_log)
+    cuda = [trainer.device.index] if trainer.device.type == "cuda" else []
+    terminal.begin(last_step, state.step)
+    try:
+        with Interruption() as interruption, torch.random.fork_rng(devices=cuda), trainer.batches() as steps:
+            for micro_batches in steps:
+                agreement = trainer.distributed.largest([interruption.requested, trainer.save_is_overdue()])
+                if on_batch is not None:
+                    on_batch(micro_batches)
+                trainer.train_step(micro_batches, measure=watch.is_due(state.step + 1))
+                if watch.is_due(state.step):
+                    watch.look()
+                asked_to_stop, overdue = agreement.wait()
+                stop = bool(asked_to_stop) or (not trainer.has_company and interruption.requested)
+                if stop or overdue or trainer.save_is_due():
+                    trainer.save(on_checkpoint)
+                if stop:
+                    break
+            if not trainer.is_saved:
+                trainer.save(on_checkpoint)
+    finally:
+        terminal.close()
+    finished = state.step >= last_step
+    if finished:
+        message = f"Trained to step {state.step} in {duration(state.seconds)}."
+    else:
+        message = (
+            f"Stopped by {interruption.signal_name} after step {state.step} of {last_step}; nothing is lost. "
+            f"To go on: halfseen pretrain --resume {run_dir}"
+        )
+    return FitResult(state.step, finished, checkpoint_path(run_dir, state.step), state.samples_seen, message)
+
+
+class Trainer:
+    """One run's moving parts: module, optimiser, scaler and counters.
+
+    Attributes:
+        state: the counters.
+        last_step: updates after which the run ends.
+        device: where it trains.
+        norm: gradient norm of the last step that measured one: float32 [], on the device.
+    """
+
+    def __init__(
+        self,
+        method: Trainable,
+        loader: StepLoader,
+        train: TrainConfig,
+        runtime: RuntimeConfig,
+        seed: int,
+        run_dir: Path,
+        identity: Identity,
+        distributed: Distributed,
+    ) -> None:
+        """Moves the method to the device and builds the optimiser; nothing is trained yet."""
+        split = train.split(distributed.world_size)
+        self.train, self.runtime, self.loader = train, runtime, loader
+        self.seed, self.run_dir, self.identity, self.distributed = seed, run_dir, identity, distributed
+        self.state = TrainState()
+        self.total_steps = train.total_steps(loader.steps_per_epoch)
+        self.last_step = train.last_step(loader.steps_per_epoch)
+        self.device = open_device(runtime.device, distributed.local_rank)
+        self.bare = cast(nn.Module, method).to(self.device).train()
+        self.method = method
+        groups = parameter_groups(self.bare.named_parameters(), method.parameter_group, train.optimizer)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = build_optimizer(groups, train.optimizer, self.device)
+        self.scaler = open_scaler(self.device, runtime.precision, self.state)
+        self.module = wrap(self.bare, distributed, self.device)
+        rows = loader.sampler.num_images if not train.drop_last else loader.steps_per_epoch * train.batch_size
+        self.learning_rate = LearningRate.of_run(
+            train, split, loader.steps_per_epoch, -(-rows // distributed.world_size)
+        )
+        self.norm: Tensor | None = None
+        self._pending: list[_Measured] = []
+        self._saved_step: int | None = None
+        self._saved_at = self._begun = time.monotonic()
+        self._seconds_before = 0.0
+
+    @property
+    def has_company(self) -> bool:
+        """Whether there are other processes."""
+        return self.distributed.world_size > 1
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the checkpoint of this very step is written."""
+        return self._saved_step == self.state.step
+
+    def batches(self) -> contextlib.closing[Generator[list[Batch], None, None]]:
+        """The micro-batches of the steps to come; closing it ends the loader's workers."""
+        steps = self.loader.batches(self.state.step, self.last_step)
+        return contextlib.closing(cast(Generator[list[Batch], None, None], steps))
+
+    def train_step(self, micro_batches: Sequence[Batch], measure: bool = False) -> None:
+        """One update from the micro-batches of this process.
+
+        Args:
+            micro_batches: their losses are averaged by their numbers of images, over all processes.
+            measure: take the gradient norm even if nothing is clipped.
+        """
+        train, step = self.train, self.state.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step, group["lr_scale"])
+        first_row, global_rows = self._rows(step)
+        row = first_row
+        for number, batch in enumerate(micro_batches):
+            rows = len(batch.index)
+            progress = self._progress(step, row, global_rows)
+            share = rows * self.distributed.world_size / global_rows  # DDP takes the mean over the processes.
+            torch.manual_seed(stream_seed(self.seed, "model", step, self.distributed.rank, number))
+            with self._gradients_travel(number == len(micro_batches) - 1):
+                with autocast(self.device, self.runtime.precision):
+                    output: StepOutput = self.module(batch.to(str(self.device)), progress)
+                self.scaler.scale(output.loss * share).backward()  # type: ignore[no-untyped-call]
+            if train.clip_each_micro_batch and train.clip_norm is not None:
+                self.norm = clip_gradients(self.parameters, train.clip_norm)
+            self._pending.append(_Measured(step, share, output.loss.detach(), output.metrics))
+            row += rows
+        self.scaler.unscale_(self.optimizer)
+        if train.clip_norm is not None and not train.clip_each_micro_batch:
+            self.norm = clip_gradients(self.parameters, train.clip_norm)
+        elif measure and train.clip_norm is None:
+            self.norm = gradient_norm(self.parameters)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(self._progress(step, first_row, global_rows))
+        self.state.step += 1
+        self.state.samples_seen += global_rows
+
+    def collect(self) -> None:
+        """Bring the losses and metrics of the last steps to the host, into `state`. The only wait for the device.
+
+        Raises:
+            TrainingError: if one of the losses isn't finite.
+        """
+        if not self._pending:
+            return
+        values = iter(torch.stack([value.float() for entry in self._pending for value in entry.values()]).tolist())
+        shares: dict[tuple[int, str], float] = {}
+        for entry in self._pending:
+            for name in entry.names():
+                shares[entry.step, name] = shares.get((entry.step, name), 0.0) + next(values) * entry.share
+        self._pending.clear()
+        totals = self.distributed.total(list(shares.values()))
+        for (step, name), total in zip(shares, totals, strict=True):
+            if name == "loss" and not math.isfinite(total):
+                raise self._not_finite(f"The loss is {total}", step)
+            self.state.add(name, total / self.distributed.world_size)
+
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint is due by the number of steps, or at the end."""
+        every = self.train.checkpoint_every_steps
+        return self.state.step == self.last_step or (every is not None and self.state.step % every == 0)
+
+    def save_is_overdue(self) -> bool:
+        """Whether a checkpoint is due by the clock; process 0's clock counts."""
+        minutes = self.train.checkpoint_every_minutes
+        return self.distributed.is_main and minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+
+    def save(self, on_checkpoint: Callable[[Path, int], None] | None = None) -> None:
+        """Write the checkpoint of this step: process 0 does, the others wait for the outcome.
+
+        Raises:
+            TrainingError: if a weight isn't finite; then nothing is written.
+            CheckpointError: on every process, if process 0 couldn't write.
+        """
+        self.collect()
+        self.count_time()
+        weights = self.bare.state_dict()
+        bad = _first_not_finite(weights)
+        if bad is not None:
+            raise self._not_finite("A weight is not finite any more", self.state.step - 1)
+        self.state.scaler = dict(self.scaler.state_dict())
+        failure: str | None = None
+        if self.distributed.is_main:
+            try:
+                path = save_checkpoint(
+                    self.run_dir,
+                    model=weights,
+                    optimizer=optimizer_tensors(self.optimizer),
+                    state=self.state,
+                    identity=self.identity,
+                    keep=self.train.keep_checkpoints,
+                )
+                if on_checkpoint is not None:
+                    on_checkpoint(path, self.state.step)
+            except CheckpointError as error:
+                failure = str(error)
+        failure = self.distributed.broadcast_object(failure)
+        if failure is not None:
+            raise CheckpointError(failure)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint: weights, moments, scaler and counters as they were, bit by bit.
+
+        Raises:
+            CheckpointError: if it is damaged, of another method, of other settings or of another model.
+        """
+        checkpoint = load_checkpoint(path, self.identity)
+        restore_model(self.bare, checkpoint)
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        self.state = checkpoint.state
+        self.scaler = open_scaler(self.device, self.runtime.precision, self.state)
+        self._seconds_before = self.state.seconds
+        if path == checkpoint_path(self.run_dir, self.state.step):
+            self._saved_step = self.state.step
+
+    def count_time(self) -> None:
+        """Bring `state.seconds` up to date."""
+        self.state.seconds = self._seconds_before + time.monotonic() - self._begun
+
+    def _progress(self, step: int, row: int, global_rows: int) -> Progress:
+        return Progress(step, self.total_steps, self.loader.steps_per_epoch, self.seed, row, global_rows)
+
+    def _rows(self, step: int) -> tuple[int, int]:
+        """This process's first row in the step's global batch, and the number of rows of that batch."""
+        sampler, size = self.loader.sampler, self.train.batch_size
+        left = sampler.num_images - step % self.loader.steps_per_epoch * size
+        return sampler.rows(step)[0], min(size, left)
+
+    def _gradients_travel(self, now: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are averaged over the processes in the last micro-batch of a step only."""
+        if now or not isinstance(self.module, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.module.no_sync()
+
+    def _not_finite(self, what: str, step: int) -> TrainingError:
+        name = _first_not_finite(self.bare.state_dict())
+        tensor = f"The first non-finite tensor is '{name}'" if name else "All weights are still finite"
+        older = [path for path in list_checkpoints(self.run_dir) if path <= checkpoint_path(self.run_dir, step)]
+        good = f"the last good checkpoint is '{older[-1]}'" if older else "there is no checkpoint yet"
+        return TrainingError(
+            f"{what} at step {step + 1}, learning rate {self.learning_rate(step):.3g}. {tensor}; {good}. "
+            "Lower train.lr.base, lengthen train.lr.warmup_epochs, set train.clip_norm, or compute in another "
+            "runtime.precision."
+        )
+
+
+class Watch:
+    """Looks at the run every `train.log_every_steps`: journal, terminal and health."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        journal: Journal,
+        terminal: Terminal,
+        health: Health | None,
+        probe: Callable[[], Tensor] | None,
+        on_log: Callable[[Record], None] | None,
+    ) -> None:
+        """Begins to measure time."""
+        self.trainer, self.journal, self.terminal, self.health = trainer, journal, terminal, health
+        self.probe, self.on_log = probe, on_log
+        self._step, self._samples = trainer.state.step, trainer.state.samples_seen
+        self._time, self._waited = time.monotonic(), trainer.loader.wait_seconds
+        if health is not None:
+            self._tell(findings_before(health.shape))
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look after `step` updates: the first one, every so many, and the last."""
+        train = self.trainer.train
+        return step % train.log_every_steps == 0 or step in (1, self.trainer.last_step) or self._features_are_due(step)
+
+    def look(self) -> None:
+        """Write one line of metrics and see whether the run is ill."""
+        trainer = self.trainer
+        trainer.collect()
+        record = self._record()
+        found: list[Finding] = []
+        if self.health is not None:
+            found = self.health.check(record)
+            if trainer.distributed.is_main and self.probe is not None and self._features_are_due(trainer.state.step):
+                features = self.probe()
+                trainer.bare.train()
+                record |= {"rankme": rankme(features), "feature_std": feature_std(features)}
+                found += self.health.check_features(
+                    trainer.state.step, float(record["loss"]), float(record["rankme"]), float(record["feature_std"])
+                )
+        self.journal.write(record)
+        self.terminal.update(record)
+        self._tell(found)
+        if self.on_log is not None and trainer.distributed.is_main:
+            self.on_log(record)
+
+    def _features_are_due(self, step: int) -> bool:
+        every = self.trainer.train.health_every_steps
+        return self.probe is not None and self.health is not None and every is not None and step % every == 0
+
+    def _record(self) -> dict[str, float | int]:
+        trainer, state = self.trainer, self.trainer.state
+        trainer.count_time()
+        now, waited = time.monotonic(), trainer.loader.wait_seconds
+        elapsed = max(now - self._time, 1e-9)
+        record: dict[str, float | int] = {
+            "step": state.step,
+            "epoch": state.step / trainer.loader.steps_per_epoch,
+            "samples_seen": state.samples_seen,
+            "lr": trainer.learning_rate(state.step - 1),
+            **state.close_window(),
+            "images_per_second": (state.samples_seen - self._samples) / elapsed,
+            "steps_per_second": (state.step - self._step) / elapsed,
+            "data_wait_share": min(1.0, (waited - self._waited) / elapsed),
+            "memory_mb": peak_memory(trainer.device),
+            "seconds": state.seconds,
+        }
+        if trainer.norm is not None:
+            record["grad_norm"] = float(trainer.norm)
+        self._step, self._samples, self._time, self._waited = state.step, state.samples_seen, now, waited
+        return record
+
+    def _tell(self, found: list[Finding]) -> None:
+        for finding in found:
+            if self.journal.write_finding(finding):
+                self.terminal.say(f"Health: {finding.sentence}")
+
+
+class _Measured(NamedTuple):
+    """What one forward pass leaves for the log: tensors that stay on the device until a logging step."""
+
+    step: int
+    share: float
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+    def names(self) -> list[str]:
+        return ["loss", *self.metrics]
+
+    def values(self) -> list[Tensor]:
+        return [self.loss, *self.metrics.values()]
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory used so far, in MB: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a NaN or infinity; one wait for the device where all is well."""
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floating:
+        return None
+    healthy = torch.stack([torch.isfinite(tensor).all() for tensor in floating.values()])
+    return next((name for name, fine in zip(floating, healthy.tolist(), strict=True) if not fine), None)
