@@ -75,6 +75,14 @@ class Distributed:
         dist.all_reduce(tensor, group=self.control)
         return cast(list[float], tensor.tolist())
 
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in the order of their ranks, on process 0; empty on the others."""
+        if self.control is None:
+            return [value]
+        found: list[T] | None = [value] * self.world_size if self.is_main else None
+        dist.gather_object(value, found, dst=0, group=self.control)
+        return found or []
+
     def largest(self, numbers: Sequence[int]) -> "Agreement":
         """Begin to agree on the largest of each number over the processes; `Agreement.wait` gives them."""
         if self.control is None:
@@ -129,9 +137,9 @@ def wrap(method: nn.Module, distributed: Distributed, device: torch.device) -> n
     """The method as it is, or in DDP where there are several processes.
 
     `find_unused_parameters=True` is a choice, for three reasons: parameters that never get a gradient (ViNy's class
-    token) keep none, so the optimiser leaves them alone as with one process; units may freeze during a run; and DDP then
-    keeps its first buckets for good, so sums are taken in the same order before and after a resume. It costs a walk
-    through the autograd graph per step.
+    token) keep none, so the optimiser leaves them alone as with one process; units may freeze during a run; and DDP
+    then keeps its first buckets for good, so sums are taken in the same order before and after a resume. It costs a
+    walk through the autograd graph per step.
     Buffers are not broadcast: they are constants, or averages that every process computes alike.
     """
     if distributed.world_size == 1:
