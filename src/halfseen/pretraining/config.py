@@ -1,0 +1,68 @@
+"""A run's whole configuration: the sections of all wings side by side, and where its values come from.
+
+Each section is declared beside what it configures; here they are only put together, and rules between them checked.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from halfseen.backbones.config import ModelConfig
+from halfseen.config.load import Layer, Loaded, load_config
+from halfseen.config.recipes import recipe_layer
+from halfseen.config.yaml_text import Settings, read_settings
+from halfseen.data.config import DataConfig
+from halfseen.engine.config import RuntimeConfig, TrainConfig
+from halfseen.evaluation.results import EvaluateConfig
+from halfseen.methods.table import MethodConfig
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. All but `runtime`, `evaluate` and a few bookkeeping keys decide its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, description="The run's only source of randomness, no unit.")
+    run_dir: str | None = Field(
+        None, description="Folder the run writes to; null makes a new one, runs/<method>-<data>-<number>."
+    )
+    init: str | None = Field(
+        None,
+        description="Weights to start from: a run, a halfseen encoder or an official checkpoint; null starts from "
+        "random weights.",
+    )
+    data: DataConfig = Field(DataConfig.model_validate({}), description="The images.")
+    method: MethodConfig = Field(description="The pre-training method; `method.name` chooses which.")
+    model: ModelConfig = Field(ModelConfig.model_validate({}), description="The encoder.")
+    train: TrainConfig = Field(TrainConfig.model_validate({}), description="Length, batch, optimiser, learning rate.")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig.model_validate({}), description="What is measured when the run ends."
+    )
+    runtime: RuntimeConfig = Field(
+        default_factory=lambda: RuntimeConfig.model_validate({}), description="Machine, speed and output."
+    )
+
+
+def load_run_config(
+    recipe: str | None = None,
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    chosen: Settings | None = None,
+) -> Loaded[RunConfig]:
+    """The configuration of a run out of a recipe, a file and `key=value` overrides; later ones win.
+
+    Args:
+        recipe: name of a shipped recipe.
+        file: YAML file with any subset of the keys.
+        overrides: `key.sub=value` texts.
+        chosen: nested values that suit the data, stronger than the recipe and weaker than file and overrides.
+    Raises:
+        ConfigError: the text lists all faults, one a line.
+    """
+    layers = [] if recipe is None else [recipe_layer(recipe)]
+    if chosen is not None:
+        layers.append(Layer("chosen for this data", chosen))
+    if file is not None:
+        layers.append(Layer(f"file '{file}'", read_settings(file)))
+    return load_config(RunConfig, layers, overrides)

@@ -1,0 +1,155 @@
+"""What a run would cost, found out before it starts: parameters, steps, memory, and time measured on a few images."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from halfseen.data.loader import stack_images
+from halfseen.data.sampler import StepSampler
+from halfseen.data.sources import Source, open_source
+from halfseen.engine.precision import autocast, open_device
+from halfseen.engine.terminal import duration
+from halfseen.methods.base import Method
+from halfseen.ops.randomness import numpy_generator
+from halfseen.pretraining.build import prepare_method
+from halfseen.pretraining.config import RunConfig
+from halfseen.types import Batch, Progress
+
+TRIAL_IMAGES = 4
+TRIAL_STEPS = 2
+BYTES_PER_WEIGHT = 16
+"""Weight, gradient and AdamW's two moments, float32 each."""
+
+
+class Estimate(NamedTuple):
+    """The size of a run.
+
+    Attributes:
+        images: of the training split.
+        parameters, encoder_parameters: learned numbers of the whole method, and of what remains of it.
+        steps_per_epoch, steps: updates.
+        seconds_per_image: forward and backward pass on this machine, measured.
+        weight_bytes: weights, gradients and moments.
+        activation_bytes: kept for the backward pass, of one micro-batch on one process.
+    """
+
+    images: int
+    parameters: int
+    encoder_parameters: int
+    steps_per_epoch: int
+    steps: int
+    seconds_per_image: float
+    weight_bytes: int
+    activation_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Time of all steps on one device like this one, without waiting for data."""
+        return self.seconds_per_image * self.steps * self.images_per_step
+
+    @property
+    def images_per_step(self) -> float:
+        """Images of an update."""
+        return self.images / self.steps_per_epoch
+
+
+def estimate(config: RunConfig, processes: int = 1) -> Estimate:
+    """Build the method, run a few of its images through it, and work out the rest.
+
+    Raises:
+        HalfseenError: whatever would stop the run before its first step.
+    """
+    source = open_source(config.data.source, "train", config=config.data)
+    split = config.train.split(processes)
+    steps_per_epoch = _steps_per_epoch(config, source)
+    torch.set_num_threads(config.runtime.threads)
+    method = prepare_method(config)
+    seconds, held = _try_out(config, method)
+    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    parameters = sum(parameter.numel() for parameter in learned)
+    return Estimate(
+        images=len(source),
+        parameters=parameters,
+        encoder_parameters=sum(parameter.numel() for parameter in method.encoders()["student"].parameters()),
+        steps_per_epoch=steps_per_epoch,
+        steps=config.train.last_step(steps_per_epoch),
+        seconds_per_image=seconds,
+        weight_bytes=BYTES_PER_WEIGHT * parameters,
+        activation_bytes=int(held * split.micro_batch_size),
+    )
+
+
+def describe(config: RunConfig, processes: int = 1) -> str:
+    """An estimate in lines for a person."""
+    found = estimate(config, processes)
+    where = f"{config.runtime.device}, {config.runtime.precision}, {config.runtime.threads} threads"
+    lines = (
+        f"images       {found.images:,} of {config.data.source}, seen at {config.data.image_size} px",
+        f"parameters   {found.parameters:,} learned, {found.encoder_parameters:,} of them or fixed in the encoder",
+        f"steps        {found.steps:,} ({found.steps_per_epoch:,} per epoch), {config.train.batch_size} images each",
+        f"memory       about {_gigabytes(found.weight_bytes + found.activation_bytes)} per process: "
+        f"{_gigabytes(found.weight_bytes)} weights and moments, {_gigabytes(found.activation_bytes)} activations",
+        f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} (measured on "
+        f"{TRIAL_IMAGES} images, without waiting for data)",
+    )
+    return "\n".join(lines)
+
+
+def _steps_per_epoch(config: RunConfig, source: Source) -> int:
+    train = config.train
+    return StepSampler(len(source), train.batch_size, config.seed, drop_last=train.drop_last).steps_per_epoch
+
+
+def _try_out(config: RunConfig, method: Method) -> tuple[float, float]:
+    """Seconds, and bytes kept for the backward pass, per image."""
+    device = open_device(config.runtime.device)
+    method.to(device)
+    batch = _noise(method, TRIAL_IMAGES).to(str(device))
+    progress = Progress(0, 1, 1, config.seed, 0, TRIAL_IMAGES)
+    own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+    kept: dict[int, int] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    seconds = float("inf")
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(TRIAL_STEPS):
+            started = time.perf_counter()
+            with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+                with autocast(device, config.runtime.precision):
+                    loss = method(batch, progress).loss
+            loss.backward()
+            loss.item()  # Waits for the device.
+            seconds = min(seconds, time.perf_counter() - started)
+    return seconds / TRIAL_IMAGES, sum(kept.values()) / TRIAL_STEPS / TRIAL_IMAGES
+
+
+def _noise(method: Method, count: int) -> Batch:
+    """Random pictures in the shape of the method's views."""
+    plan = method.view_plan()
+    generator = numpy_generator(0, "estimate")
+    samples = [
+        tuple(
+            generator.integers(0, 256, (spec.size, spec.size, 3)).astype("uint8")
+            for spec in plan.views
+            for _ in range(spec.count)
+        )
+        for _ in range(count)
+    ]
+    extras = [plan.extras(views, generator) for views in samples] if plan.extras is not None else []
+    return Batch(
+        views=tuple(torch.from_numpy(stack_images(views)) for views in zip(*samples, strict=True)),
+        index=torch.arange(count),
+        labels=torch.full((count,), -1),
+        extras={name: torch.stack([torch.from_numpy(extra[name]) for extra in extras]) for name in (extras or [{}])[0]},
+    )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"

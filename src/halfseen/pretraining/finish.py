@@ -1,0 +1,97 @@
+"""After the last step: the encoder's file, the number with its baselines, the pictures, the page."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from halfseen.analysis.reconstruct import reconstruct_images
+from halfseen.backbones.weights import export_encoder
+from halfseen.data.sources import Source, has_split, open_source
+from halfseen.engine.precision import open_device
+from halfseen.engine.terminal import Terminal
+from halfseen.evaluation.protocols import Split, knn_protocol
+from halfseen.evaluation.results import Result
+from halfseen.methods.base import Method
+from halfseen.pretraining.build import prepare_method
+from halfseen.pretraining.config import RunConfig
+from halfseen.reports.figures import draw_reconstructions
+from halfseen.reports.page import write_report
+
+PICTURES = 8
+
+
+class Harvest(NamedTuple):
+    """What a finished run leaves beside its checkpoints: weights, evaluations, the page."""
+
+    encoder: Path
+    evaluations: tuple[Result, ...]
+    report: Path
+
+
+def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, step: int, terminal: Terminal) -> Harvest:
+    """After the last step: export, measure, draw, report."""
+    device = str(open_device(config.runtime.device))
+    extra = {"run": run_dir.name, "method": config.method.name, "step": step}
+    mean, std = config.data.mean, config.data.std
+    paths = {
+        role: export_encoder(
+            encoder, run_dir, mean=mean, std=std, role=role, extra=extra, stem="encoder" if role == "student" else role
+        )
+        for role, encoder in method.encoders().items()
+    }
+    evaluations = []
+    labelled = len(source.class_names) > 1
+    if config.evaluate.knn and labelled:
+        terminal.say("Measuring: k-NN of the encoder, of the untrained network and of raw pixels.")
+        result = knn_of_run(config, method, source, run_dir, device)
+        result.write(run_dir / "evaluations")
+        evaluations.append(result)
+    elif config.evaluate.knn:
+        terminal.say(
+            "The images have no labels (no first-level folders), so there is no k-NN accuracy; the report shows "
+            "reconstructions. `halfseen knn` measures the encoder on any labelled folder."
+        )
+    held_out = test_split(config)
+    pictures = reconstruct_images(
+        method,
+        source if held_out is None else held_out,
+        mean=mean,
+        std=std,
+        image_size=config.data.image_size,
+        crop_ratio=config.evaluate.crop_ratio,
+        count=PICTURES,
+        seed=config.seed,
+        device=device,
+    )
+    if pictures is not None:
+        draw_reconstructions(pictures.write(run_dir / "figures"))
+    report = write_report(run_dir)
+    return Harvest(paths["student"], tuple(evaluations), report)
+
+
+def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path, device: str) -> Result:
+    """Weighted k-NN of the run's student on its own data: test split if there is one, else leave-one-out."""
+    untrained = config.model_copy(update={"init": None, "seed": config.seed + 1})
+    test = test_split(config)
+    return knn_protocol(
+        method.encoders()["student"],
+        lambda: prepare_method(untrained).encoders()["student"],
+        Split(source, "train"),
+        None if test is None else Split(test, "test"),
+        config.evaluate,
+        mean=config.data.mean,
+        std=config.data.std,
+        role="student",
+        origin=str(run_dir / "encoder.safetensors"),
+        pretrained_on=source.fingerprint(),
+        seed=config.seed,
+        device=device,
+        precision=config.runtime.precision,
+        workers=config.runtime.workers,
+    )
+
+
+def test_split(config: RunConfig) -> Source | None:
+    """The test images that belong to the run's data, if there are any."""
+    if not has_split(config.data.source, "test"):
+        return None
+    return open_source(config.data.source, "test", config=config.data)

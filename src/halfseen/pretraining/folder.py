@@ -1,0 +1,187 @@
+"""A run's folder: which one, and the small files that tell what ran, on what data, on which machine."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from halfseen.config.load import Loaded, dump_config
+from halfseen.data.config import DataConfig
+from halfseen.data.doctor import precheck
+from halfseen.data.sources import Source
+from halfseen.engine.checkpoint import list_checkpoints
+from halfseen.errors import CheckpointError, ConfigError
+from halfseen.pretraining.config import RunConfig, load_run_config
+from halfseen.types import Batch, SkippedFile
+
+RUNS = Path("runs")
+CONFIG, DATA, ENVIRONMENT = "config.yaml", "data.json", "environment.json"
+LISTED_PACKAGES = (
+    "halfseen", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "safetensors",
+)  # fmt: skip
+
+
+def open_folder(config: RunConfig, resume: bool) -> Path:
+    """The folder of a run: the one in `run_dir`, or a new `runs/<method>-<data>-<number>`.
+
+    Raises:
+        ConfigError: a new run into a folder that holds one already, or that can't be written.
+        CheckpointError: a run to resume that isn't there.
+    """
+    if config.run_dir is None:
+        return _new_folder(config)
+    folder = Path(config.run_dir)
+    exists = (folder / CONFIG).is_file()
+    if resume and not exists:
+        raise CheckpointError(
+            f"'{folder}' is not a run: it has no {CONFIG}. Give the folder of a run, e.g. runs/mae-1."
+        )
+    if not resume and (exists or list_checkpoints(folder)):
+        raise ConfigError(
+            f"run_dir: '{folder}' holds a run already. Go on with it by `halfseen pretrain --resume {folder}`, or give "
+            "another run_dir."
+        )
+    _make(folder)
+    return folder
+
+
+def write_config(folder: Path, loaded: Loaded[RunConfig]) -> None:
+    """Write config.yaml: all settings, each with a comment that says who set it."""
+    (folder / CONFIG).write_text(dump_config(loaded.config, loaded.provenance), encoding="utf-8")
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        CheckpointError: the folder is not a run's.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"'{folder}' is not a run: it has no {CONFIG}. Give the folder of a run, e.g. runs/mae-1."
+        )
+    return load_run_config(None, folder / CONFIG).config
+
+
+def write_environment(folder: Path, command: Sequence[str] | None) -> None:
+    """Write environment.json: what a result depends on beside the settings."""
+    words = command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]
+    content = {
+        "command": shlex.join(words),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in LISTED_PACKAGES},
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+    _write_json(folder / ENVIRONMENT, content)
+
+
+@dataclass
+class Diary:
+    """What is known of a run's data: written to data.json, and gone through again on resume."""
+
+    folder: Path
+    source: Source
+    checked: int = 0
+    skipped: dict[int, SkippedFile] = field(default_factory=dict)
+
+    def note(self, skipped: Sequence[SkippedFile]) -> None:
+        """Remember files that could not be used."""
+        for each in skipped:
+            self.skipped.setdefault(each.index, each)
+
+    def note_batches(self, batches: list[Batch]) -> None:
+        """Remember the skipped files of a step."""
+        for batch in batches:
+            self.note(batch.skipped)
+
+    def check(self, settings: DataConfig) -> None:
+        """Decode some files before the first step, and remember the bad ones.
+
+        Raises:
+            DataError: too many of them are bad.
+        """
+        self.checked = min(len(self.source), settings.precheck or 0)
+        self.note(precheck(self.source, settings))
+
+    def read(self) -> None:
+        """Take up what an interrupted run has written, if its data were the same."""
+        if (self.folder / DATA).is_file():
+            before = json.loads((self.folder / DATA).read_text(encoding="utf-8"))
+            if before["fingerprint"] == self.source.fingerprint():
+                self.note([SkippedFile(**each) for each in before["skipped"]])
+
+    def write(self) -> None:
+        """Write data.json."""
+        content = {
+            "source": self.source.name,
+            "images": len(self.source),
+            "labelled": int((self.source.labels >= 0).sum()),
+            "classes": list(self.source.class_names),
+            "fingerprint": self.source.fingerprint(),
+            "checked_before_training": self.checked,
+            "left_out": [each._asdict() for each in self.source.left_out],
+            "skipped": [each._asdict() for _, each in sorted(self.skipped.items())],
+        }
+        _write_json(self.folder / DATA, content)
+
+
+def _no_run(folder: Path) -> CheckpointError:
+    return CheckpointError(f"'{folder}' is not a run: it has no {CONFIG}. Give a run's folder, e.g. runs/mae-1.")
+
+
+def _new_folder(config: RunConfig) -> Path:
+    source = Path(config.data.source).stem if ":" not in config.data.source else config.data.source.split(":")[1]
+    stem = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in source)[:40]
+    for number in range(1, 100_000):
+        folder = RUNS / f"{config.method.name}-{stem or 'run'}-{number}"
+        with contextlib.suppress(FileExistsError):
+            _make(folder, exist_ok=False)
+            return folder
+    raise ConfigError(f"run_dir: '{RUNS}' holds 99,999 runs of this name. Give a run_dir.")
+
+
+def _make(folder: Path, exist_ok: bool = True) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=exist_ok)
+    except FileExistsError:
+        if not exist_ok:
+            raise
+        raise ConfigError(f"run_dir: '{folder}' is a file. Give a folder.") from None
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: '{folder}' can't be made ({error.strerror}). Give a folder you may write."
+        ) from None
+
+
+def _write_json(path: Path, content: object) -> None:
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def _version(package: str) -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return "not installed"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,58 @@
+"""Starting a run from weights that exist already: a run's encoder, an exported one, or an official checkpoint."""
+
+import logging
+from pathlib import Path
+
+from halfseen.backbones.weights import Imported, fit_state, import_checkpoint, load_encoder
+from halfseen.errors import WeightsError
+from halfseen.methods.base import Method
+
+logger = logging.getLogger(__name__)
+
+
+def load_initial_weights(method: Method, init: str) -> None:
+    """Put the weights of `init` into a method: the encoder always, mask token and decoder where the file has them.
+
+    Positions and bias tables are resized to the method's image size; what became of each key is logged.
+
+    Raises:
+        WeightsError: nothing there, an encoder of other sizes, or one that lacks weights.
+    """
+    encoder = method.encoders()["student"]
+    foreign = _read_foreign(init)
+    state = load_encoder(init).encoder.trunk.state_dict() if foreign is None else foreign.encoder_state
+    fitted, report = fit_state(state, encoder.trunk, encoder.config.position_rule)
+    if report.missing:
+        raise WeightsError(
+            f"init: '{init}' lacks weights of this model: {', '.join(report.missing[:5])}"
+            f"{' ...' if len(report.missing) > 5 else ''}. Set model.* to the sizes the file was made with."
+        )
+    encoder.trunk.load_state_dict(fitted, strict=False)
+    logger.info("Started from '%s': encoder loaded (%s)", init, report)
+    if foreign is not None:
+        _load_rest(method, foreign)
+    for role, copy in method.encoders().items():
+        if role != "student":
+            copy.load_state_dict(encoder.state_dict(), strict=False)
+
+
+def _read_foreign(init: str) -> Imported | None:
+    """The checkpoint of another project's code, or None where `init` is one of our own folders or files."""
+    path = Path(init)
+    ours = init.startswith("timm:") or path.is_dir() or path.suffix == ".json" or path.with_suffix(".json").is_file()
+    return None if ours or not path.exists() else import_checkpoint(path)
+
+
+def _load_rest(method: Method, foreign: Imported) -> None:
+    """Mask token and decoder, as far as names and shapes are the method's own; the others start fresh."""
+    offered = {f"decoder.{name}": tensor for name, tensor in foreign.decoder_state.items()}
+    if foreign.mask_token is not None:
+        offered["mask_token"] = foreign.mask_token
+    own = method.state_dict()
+    taken = {name: tensor for name, tensor in offered.items() if name in own and own[name].shape == tensor.shape}
+    method.load_state_dict(taken, strict=False)
+    left = sorted(set(offered) - set(taken))
+    logger.info(
+        "Started from '%s': %d tensors beside the encoder loaded%s.",
+        foreign.origin, len(taken), f", {len(left)} did not fit: {', '.join(left[:5])}" if left else "",
+    )  # fmt: skip
