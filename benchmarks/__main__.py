@@ -61,7 +61,7 @@ class Timed:
         marks.append(time.perf_counter())
         self.contestant.update()
         marks.append(time.perf_counter())
-        for name, start, end in zip(self.seconds, marks, marks[1:], strict=True):
+        for name, start, end in zip(self.seconds, marks[:-1], marks[1:], strict=True):
             self.seconds[name].append(end - start)
 
     def median(self, phase: str) -> float:

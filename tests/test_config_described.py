@@ -27,7 +27,7 @@ MODELS = config_models()
 
 def test_the_walk_finds_the_settings_of_every_part() -> None:
     parts = {model.__module__.split(".")[1] for model in MODELS}
-    assert {"data", "engine", "backbones", "methods", "evaluation", "pretrain"} <= parts
+    assert {"data", "engine", "backbones", "methods", "evaluation", "pretraining"} <= parts
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
