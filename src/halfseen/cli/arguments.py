@@ -64,7 +64,9 @@ def run_dir_of(name: str | None, run_dir: str | None) -> str | None:
     if name is None:
         return run_dir
     if not name or Path(name).name != name:
-        raise ConfigError(f"--name: got '{name}', expected a plain name (the run is kept in runs/NAME). Or use --run-dir.")
+        raise ConfigError(
+            f"--name: got '{name}', expected a plain name (the run is kept in runs/NAME). Or use --run-dir."
+        )
     return str(RUNS / name)
 
 

@@ -130,7 +130,7 @@ def run(arguments: list[str]) -> int:
         complain(f"{path}: {error.format_message().rstrip('.')}. See `{path} --help`.")
         return USERS_FAULT
     except HalfseenError as error:
-        complain(str(error))
+        complain(error)
         return USERS_FAULT
     except (KeyboardInterrupt, typer.Abort):
         complain("Interrupted.")
@@ -142,10 +142,14 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def complain(text: str) -> None:
-    """A sentence on stderr, from the first process only: all of them find the same fault."""
-    if is_first_process():
-        sys.stderr.write(f"{text}\n")
+def complain(fault: HalfseenError | str) -> None:
+    """A sentence on stderr; a process that `pretrain --devices` started hands it to its parent, which says it once."""
+    if isinstance(fault, HalfseenError) and "HALFSEEN_LAUNCH_DIR" in os.environ:
+        from halfseen.engine.distributed import report_failure
+
+        if report_failure(fault):
+            return
+    sys.stderr.write(f"{fault}\n")
 
 
 def main() -> None:

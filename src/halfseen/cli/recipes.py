@@ -11,9 +11,7 @@ from halfseen.config.yaml_text import Value, read_settings, show
 
 if TYPE_CHECKING:
     from halfseen.config.load import Loaded
-    from halfseen.runconfig import RunConfig
-
-PIPE_WIDTH = 200
+    from halfseen.pretraining.config import RunConfig
 
 app = typer.Typer(
     add_completion=False,
@@ -31,8 +29,9 @@ def list_recipes(
         typer.echo("\n".join(recipe_names()))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from halfseen.cli.inputs import console
 
     table = Table(box=box.SIMPLE)
     for title in ("recipe", "method", "model"):
@@ -44,10 +43,7 @@ def list_recipes(
         values = flatten(recipe_layer(name).values)
         keys = ("method.name", "model.name", "data.image_size", "train.epochs", "train.batch_size")
         table.add_row(name, *(_cell(values.get(key)) for key in keys), recipe_comment(name)[0])
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(table)
+    console().print(table)
 
 
 @app.command("show", epilog="Example: halfseen recipes show mae_small method.mask_ratio=0.6")
@@ -59,7 +55,7 @@ def show_recipe(
     from halfseen.config.load import dump_config
 
     if recipe in recipe_names():
-        typer.echo("\n".join(f"# {line}".rstrip() for line in recipe_comment(recipe)))
+        typer.echo("\n".join(f"# {line}".rstrip() for line in recipe_comment(recipe)) + "\n")
     loaded = resolve(recipe, overrides or [])
     typer.echo(dump_config(loaded.config, loaded.provenance), nl=False)
 
@@ -78,16 +74,14 @@ def diff_recipes(
         typer.echo(f"{first} and {second} do not differ.")
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
+
+    from halfseen.cli.inputs import console
 
     table = Table("setting", first, second, box=box.SIMPLE)
     for key in keys:
         table.add_row(key, _side(left, key), _side(right, key))
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
-    console.print(table)
+    console().print(table)
 
 
 def resolve(recipe: str, overrides: list[str]) -> "Loaded[RunConfig]":
@@ -97,7 +91,7 @@ def resolve(recipe: str, overrides: list[str]) -> "Loaded[RunConfig]":
         ConfigError: unknown name, or settings that are not allowed.
     """
     from halfseen.config.load import load_config
-    from halfseen.runconfig import RunConfig
+    from halfseen.pretraining.config import RunConfig
 
     return load_config(RunConfig, [layer_of(recipe)], overrides)
 

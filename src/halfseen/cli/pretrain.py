@@ -1,0 +1,165 @@
+"""`halfseen pretrain`: reads the words, settles the settings, and hands over to `pretraining.run`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfseen.cli.arguments import add_override, run_dir_of, settings_file, sort_words
+from halfseen.cli.main import INTERRUPTED, is_first_process
+from halfseen.errors import ConfigError, HalfseenError
+
+if TYPE_CHECKING:
+    from halfseen.config.load import Loaded
+    from halfseen.pretraining.config import RunConfig
+    from halfseen.pretraining.run import RunResult
+
+
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA] [KEY=VALUE]...",
+            help="DATA: a folder of images, a manifest.csv or .parquet, bundled:fashion or torchvision:NAME; the "
+            "recipe's if left out. KEY=VALUE: any setting, such as train.epochs=20.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Start from this recipe (`halfseen recipes list`); otherwise what suits DATA.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file with settings; stronger than the recipe.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with this run, from its newest checkpoint.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Keep the run in runs/NAME.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Keep the run in this folder.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, size, and an estimate of time and memory; train nothing.")
+    ] = False,
+) -> None:
+    """Pre-train an encoder on images; ends in weights, a number beside its baselines, and a report.
+
+    Without a recipe, image size, patch size, batch and length are chosen to suit the images (method.name=mae unless
+    given).
+
+    \b
+    Examples:
+      halfseen pretrain my_photos
+      halfseen pretrain my_photos --recipe simmim_small train.epochs=50 --name first
+      halfseen pretrain --resume runs/first
+    """
+    found = sort_words(words or [])
+    overrides = add_override(found.overrides, "data.source", found.data, "DATA")
+    if resume is not None and (name is not None or run_dir is not None):
+        raise ConfigError("--resume goes on in the run's own folder. Leave out --name and --run-dir.")
+    overrides = add_override(overrides, "run_dir", run_dir_of(name, run_dir), "--run-dir" if run_dir else "--name")
+    loaded = _settle(recipe, config, resume, overrides)
+    if dry_run:
+        _print_dry_run(loaded)
+        return
+    if devices > 1:
+        raise typer.Exit(_launch(devices, words or [], recipe, config, resume, name, run_dir))
+    from halfseen.pretraining.run import run
+
+    result = run(loaded, resume=resume is not None)
+    if is_first_process():
+        print_result(result)
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _settle(recipe: str | None, file: Path | None, resume: str | None, overrides: list[str]) -> "Loaded[RunConfig]":
+    """The settings of the run. Of several processes only the first one speaks of faults: all find the same ones."""
+    from halfseen.pretraining.run import resolve
+
+    try:
+        return resolve(recipe, file, overrides) if resume is None else resumed(resume, recipe, file, overrides)
+    except HalfseenError:
+        if is_first_process():
+            raise
+        raise typer.Exit(2) from None
+
+
+def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence[str]) -> "Loaded[RunConfig]":
+    """The settings with which a run goes on: its own, in which runtime and bookkeeping may be changed.
+
+    Raises:
+        ConfigError: no such run, or other settings that decide the weights.
+    """
+    from halfseen.config.load import Layer, load_config
+    from halfseen.config.recipes import recipe_layer
+    from halfseen.config.yaml_text import read_settings, show
+    from halfseen.engine.config import science_settings
+    from halfseen.pretraining.config import RunConfig
+
+    stored = settings_file(run)
+    layers = [Layer(f"run '{stored.parent}'", read_settings(stored))]
+    before = science_settings(load_config(RunConfig, layers).config.model_dump(mode="json"))
+    if recipe is not None:
+        layers.append(recipe_layer(recipe))
+    if file is not None:
+        layers.append(Layer(f"file '{file}'", read_settings(file)))
+    loaded = load_config(RunConfig, layers, add_override(overrides, "run_dir", str(stored.parent), "--resume"))
+    now = science_settings(loaded.config.model_dump(mode="json"))
+    changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    if changed:
+        raise ConfigError(
+            "\n".join(
+                f"{key}: got {show(now.get(key))}, but the run in '{stored.parent}' was started with "
+                f"{show(before.get(key))}. Leave it out to go on, or start a new run."
+                for key in changed
+            )
+        )
+    return loaded
+
+
+def print_result(result: "RunResult") -> None:
+    """What the run has left, for the person at the terminal."""
+    from halfseen.cli.inputs import console
+    from halfseen.reports.runfiles import Evaluation
+    from halfseen.reports.tables import result_table
+
+    screen = console()
+    for evaluation in result.evaluations:
+        screen.print(result_table(Evaluation.model_validate(evaluation.model_dump())))
+        for note in evaluation.notes:
+            screen.print(f"- {note}")
+    screen.print(result.message)
+    if not result.finished:
+        screen.print(f"Go on with: halfseen pretrain --resume {result.run_dir}")
+    if result.encoder is not None:
+        screen.print(f"Encoder: {result.encoder}")
+    if result.report is not None:
+        screen.print(f"Report:  {result.report}")
+
+
+def _print_dry_run(loaded: "Loaded[RunConfig]") -> None:
+    from halfseen.config.load import dump_config
+    from halfseen.pretraining.dry_run import describe
+
+    if is_first_process():
+        typer.echo(dump_config(loaded.config, loaded.provenance), nl=False)
+        typer.echo(f"\n{describe(loaded.config)}")
+
+
+def _launch(
+    devices: int,
+    words: Sequence[str],
+    recipe: str | None,
+    config: Path | None,
+    resume: str | None,
+    name: str | None,
+    run_dir: str | None,
+) -> int:
+    """Runs the same command line in several processes and gives the exit code."""
+    from halfseen.cli.main import complain
+    from halfseen.engine.distributed import launch
+
+    options = {"--recipe": recipe, "--config": config, "--resume": resume, "--name": name, "--run-dir": run_dir}
+    given = [part for option, value in options.items() if value is not None for part in (option, str(value))]
+    ended = launch(devices, ["pretrain", *words, *given])
+    if ended.message is not None:
+        complain(ended.message)
+    return ended.exit_code
