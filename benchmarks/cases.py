@@ -15,6 +15,7 @@ class Case(NamedTuple):
         model: `model.name`.
         image_size: pixels on a side.
         batch_size: images per step.
+        settings: `method.*` keys that are not the default.
         peer: name of the class in transformers that trains the same model, or None.
     """
 
@@ -23,14 +24,15 @@ class Case(NamedTuple):
     model: str
     image_size: int
     batch_size: int
+    settings: dict[str, bool]
     peer: str | None
 
 
 CASES = {
-    "mae": Case("MAE ViT-S/16", "mae", "vit_small", 224, 16, "ViTMAEForPreTraining"),
-    "simmim-swin": Case("SimMIM Swin-T", "simmim", "swin_tiny", 192, 8, "SwinForMaskedImageModeling"),
-    "simmim-vit": Case("SimMIM ViT-S/16", "simmim", "simmim_vit_small", 224, 8, None),
-    "kamim": Case("KAMIM ViT-S/16, FAST", "kamim", "vit_small", 192, 8, None),
+    "mae": Case("MAE ViT-S/16", "mae", "vit_small", 224, 16, {"norm_pix_loss": True}, "ViTMAEForPreTraining"),
+    "simmim-swin": Case("SimMIM Swin-T", "simmim", "swin_tiny", 192, 8, {}, "SwinForMaskedImageModeling"),
+    "simmim-vit": Case("SimMIM ViT-S/16", "simmim", "simmim_vit_small", 224, 8, {}, None),
+    "kamim": Case("KAMIM ViT-S/16, FAST", "kamim", "vit_small", 192, 8, {}, None),
 }
 
 

@@ -22,9 +22,9 @@ from halfseen.types import Batch, Progress
 
 
 def build(case: Case) -> Method:
-    """The method of a case with its defaults, on its encoder."""
+    """The method of a case with its published settings, on its encoder."""
     encoder = build_encoder(ModelConfig(name=case.model), case.image_size)
-    config = TypeAdapter(MethodConfig).validate_python({"name": case.method})
+    config = TypeAdapter(MethodConfig).validate_python({"name": case.method, **case.settings})
     return build_method(config, encoder, case.image_size, IMAGENET_MEAN, IMAGENET_STD)
 
 

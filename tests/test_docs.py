@@ -158,10 +158,28 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
-def test_every_command_and_every_recipe_family_has_its_place_in_the_docs() -> None:
-    from halfseen.methods.table import METHODS
+KEY = re.compile(r"\b(?:data|method|model|train|evaluate|runtime)(?:\.[a-z][a-z_]*)+")
 
+
+@cache
+def known_keys() -> frozenset[str]:
+    """Every dotted key that some run has, and every section."""
+    from halfseen.config.keys import KeySpace
+    from halfseen.pretraining.config import RunConfig
+
+    return frozenset(KeySpace(RunConfig))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_keys_that_are_named_exist(page: Path) -> None:
+    prose = "\n".join(re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")))
+    named = {match.group() for match in KEY.finditer(prose)}
+    assert named - known_keys() == set()
+
+
+def test_every_command_and_every_recipe_family_has_its_place_in_the_docs() -> None:
     from halfseen.cli.main import COMMANDS
+    from halfseen.methods.table import METHODS
 
     text = (ROOT / "docs/reference/commands.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"```{{help}} {name}" not in text] == []

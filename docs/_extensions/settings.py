@@ -86,10 +86,23 @@ def rows(model: type[BaseModel], prefix: str) -> Iterator[Row]:
         if len(models) == 1:
             yield from rows(models[0], key)
             continue
+        if models and all("kind" in variant.model_fields for variant in models):
+            yield from variants(models, key)
+            continue
         kind = kind_in_words(field.annotation) if not models else "section"
         limits = bounds_in_words(field)
         default = default_in_words(field) if not models else ""
         yield Row(key, f"{kind}, {limits}" if limits else kind, default, field.description or "")
+
+
+def variants(models: list[type[BaseModel]], prefix: str) -> Iterator[Row]:
+    """The keys of a small union told apart by `kind`: all its values in one row, then what each of them adds."""
+    kinds = [str(model.model_fields["kind"].default) for model in models]
+    yield Row(f"{prefix}.kind", " | ".join(kinds), kinds[0], "; ".join(model.__doc__ or "" for model in models))
+    for kind, model in zip(kinds, models, strict=True):
+        for row in rows(model, prefix):
+            if not row.key.endswith(".kind"):
+                yield row._replace(description=f"({kind}) {row.description}")
 
 
 class Settings(Directive):
@@ -111,16 +124,16 @@ def table(heading: tuple[str, ...], lines: list[Any], widths: tuple[int, ...]) -
     group = nodes.tgroup(cols=len(heading))
     group += [nodes.colspec(colwidth=width) for width in widths]
     head, body = nodes.thead(), nodes.tbody()
-    head += row([nodes.Text(text) for text in heading])
+    head += table_row([nodes.Text(text) for text in heading])
     for first, *others in lines:
-        body += row([nodes.literal(text=first), *(nodes.Text(text) for text in others)])
+        body += table_row([nodes.literal(text=first), *(nodes.Text(text) for text in others)])
     group += [head, body]
     whole = nodes.table()
     whole += group
     return whole
 
 
-def row(cells: list[nodes.Node]) -> nodes.row:
+def table_row(cells: list[nodes.Node]) -> nodes.row:
     """One table row."""
     line = nodes.row()
     for cell in cells:
