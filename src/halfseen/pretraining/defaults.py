@@ -26,7 +26,7 @@ class Geometry(NamedTuple):
 
     image_size: int
     patch_size: int
-    mask_patch_size: int
+    mask_cell_size: int
 
 
 def typical_side(source: Source) -> int:
@@ -81,7 +81,7 @@ def settings_for(source: Source, method: str, accelerated: bool) -> Settings:
         "evaluate": {"crop_ratio": 1.0 if shape.image_size < 64 else 0.875},
     }
     if method in ("simmim", "kamim"):
-        settings["method"] = {"mask_patch_size": shape.mask_patch_size}
+        settings["method"] = {"mask_cell_size": shape.mask_cell_size}
     if accelerated and shape.image_size >= 96:
         settings["model"] = {"patch_size": shape.patch_size, "name": "vit_small"}
     return settings

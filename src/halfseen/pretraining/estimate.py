@@ -91,8 +91,8 @@ def describe(config: RunConfig, processes: int = 1) -> str:
         f"steps        {found.steps:,} ({found.steps_per_epoch:,} per epoch), {config.train.batch_size} images each",
         f"memory       about {_gigabytes(found.weight_bytes + found.activation_bytes)} per process: "
         f"{_gigabytes(found.weight_bytes)} weights and moments, {_gigabytes(found.activation_bytes)} activations",
-        f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} (measured on "
-        f"{TRIAL_IMAGES} images, without waiting for data)",
+        f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} "
+        f"(measured on {TRIAL_IMAGES} images, without waiting for data)",
     )
     return "\n".join(lines)
 
@@ -121,9 +121,9 @@ def _try_out(config: RunConfig, method: Method) -> tuple[float, float]:
     with torch.random.fork_rng(devices=[]):
         for _ in range(TRIAL_STEPS):
             started = time.perf_counter()
-            with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-                with autocast(device, config.runtime.precision):
-                    loss = method(batch, progress).loss
+            watched = torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor)
+            with watched, autocast(device, config.runtime.precision):
+                loss = method(batch, progress).loss
             loss.backward()
             loss.item()  # Waits for the device.
             seconds = min(seconds, time.perf_counter() - started)

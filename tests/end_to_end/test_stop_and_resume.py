@@ -1,0 +1,97 @@
+"""A run that is killed at any moment and resumed ends with the very bits of one that was never disturbed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from command_line import TINY, checkpoints, final_weights, run, start
+
+KILLS = int(os.environ.get("HALFSEEN_KILLS", "3"))
+"""Kills per run; the full proof takes 20."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", TINY)
+def test_killed_runs_end_with_the_same_bits(method: str, make_images: Callable[..., Path], tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", count=80)
+    words = ("pretrain", "photos", *TINY[method], f"train.epochs={4 + 3 * KILLS}", "train.checkpoint_every_steps=3")
+    done = run(*words, "--name", "unbroken", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+    killed_run = tmp_path / "runs" / "killed"
+    moments = random.Random(method)
+    kills = 0
+    for _ in range(KILLS):
+        begun = (killed_run / "config.yaml").is_file()
+        process = start(
+            *(("pretrain", "--resume", "runs/killed") if begun else (*words, "--name", "killed")), cwd=tmp_path
+        )
+        wait_for_training(process, killed_run)
+        time.sleep(moments.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= KILLS // 2, "the run is too short to be killed"
+    done = run("pretrain", "--resume", "runs/killed", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert final_weights(killed_run) == final_weights(tmp_path / "runs" / "unbroken")
+    assert losses(killed_run) == losses(tmp_path / "runs" / "unbroken")
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_a_bit(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", count=40)
+    found = set()
+    for workers in range(3):
+        words = (*TINY["kamim"], "train.epochs=2", f"runtime.workers={workers}", "--name", f"workers{workers}")
+        done = run("pretrain", "photos", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.add(final_weights(tmp_path / "runs" / f"workers{workers}"))
+    assert len(found) == 1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    make_images(tmp_path / "photos", count=40)
+    stopped = tmp_path / "runs" / "stopped"
+    process = start("pretrain", "photos", *TINY["mae"], "train.epochs=10000", "--name", "stopped", cwd=tmp_path)
+    wait_for_training(process, stopped)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "halfseen pretrain --resume runs/stopped" in errors
+    assert "Traceback" not in errors
+    assert checkpoints(stopped)
+
+
+def wait_for_training(process: "subprocess.Popen[str]", run_dir: Path) -> None:
+    """Until the process has written lines of metrics of its own, or has ended."""
+    file = run_dir / "metrics.jsonl"
+    began = time.time_ns()
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        # The journal is cut when it is opened; it grows only when the loop runs.
+        if file.is_file() and file.stat().st_mtime_ns > began and losses(run_dir):
+            size = file.stat().st_size
+            time.sleep(0.02)
+            if file.is_file() and file.stat().st_size > size:
+                return
+        time.sleep(0.02)
+
+
+def losses(run_dir: Path) -> list[tuple[int, float]]:
+    """Step and loss of each whole line of metrics."""
+    found = []
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.append((record["step"], record["loss"]))
+    return found

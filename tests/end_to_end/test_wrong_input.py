@@ -1,0 +1,164 @@
+"""Each mistake a person can make ends in one clear sentence, exit code 2, and nothing lost."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from command_line import TINY, checkpoints, environment, final_weights, run
+
+MAE = TINY["mae"]
+
+MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "unknown key": (("pretrain", "photos", *MAE, "train.epohcs=3"), ("train.epohcs", "train.epochs")),
+    "wrong type": (("pretrain", "photos", *MAE, "train.batch_size=many"), ("train.batch_size", "'many'", "integer")),
+    "bool for a number": (("pretrain", "photos", *MAE, "train.epochs=true"), ("train.epochs", "true")),
+    "all faults at once": (
+        ("pretrain", "photos", *MAE, "train.epohcs=3", "method.mask_ratio=75", "sed=1"),
+        ("train.epohcs", "method.mask_ratio", "0.75", "sed"),
+    ),
+    "mask out of range": (("pretrain", "photos", *MAE, "method.mask_ratio=75"), ("method.mask_ratio", "75", "0.75")),
+    "mask that hides all": (("pretrain", "photos", *MAE, "method.mask_ratio=0.99"), ("mask_ratio", "0.99")),
+    "image not made of patches": (("pretrain", "photos", *MAE, "data.image_size=33"), ("33", "8")),
+    "patch larger than image": (("pretrain", "photos", *MAE, "model.patch_size=64"), ("64", "32")),
+    "cells that don't fit": (
+        ("pretrain", "photos", *TINY["simmim"], "method.mask_cell_size=12"), ("method.mask_cell_size", "12")),
+    "heads that don't divide": (("pretrain", "photos", *MAE, "model.num_heads=5"), ("num_heads", "5", "32")),
+    "setting without effect": (("pretrain", "photos", *MAE, "train.lr.gamma=0.5"), ("train.lr", "gamma", "no effect")),
+    "method that does not exist": (("pretrain", "photos", "method.name=mea"), ("method.name", "'mea'", "'mae'")),
+    "empty folder": (("pretrain", "empty", *MAE), ("empty", "image")),
+    "missing folder": (("pretrain", "photoz", *MAE), ("photoz", "photos")),
+    "only bad files": (("pretrain", "bad", *MAE), ("bad",)),
+    "fewer images than a batch": (("pretrain", "photos", *MAE, "train.batch_size=64"), ("64", "24")),
+    "recipe typo": (("pretrain", "photos", "--recipe", "mae_smal"), ("mae_smal", "mae_small")),
+    "config file missing": (("pretrain", "photos", "--config", "nowhere.yaml"), ("nowhere.yaml",)),
+    "resume of nothing": (("pretrain", "--resume", "runs/none"), ("runs/none",)),
+    "device that is not there": (("pretrain", "photos", *MAE, "runtime.device=cuda"), ("runtime.device", "cuda", "cpu")),
+    "unknown command": (("pretrian",), ("pretrian", "pretrain")),
+    "unknown option": (("pretrain", "photos", "--recpie", "x"), ("--recpie",)),
+    "encoder that is not there": (("knn", "nothing", "--train", "photos", "--test", "photos"), ("nothing",)),
+    "data that is not there": (("data", "check", "nothing"), ("nothing",)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path: Path, make_images: Callable[..., Path]) -> Path:
+    """A working folder with `photos`, `empty` and `bad`."""
+    make_images(tmp_path / "photos", count=24)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad").mkdir()
+    for number in range(10):
+        (tmp_path / "bad" / f"{number}.jpg").write_bytes(b"not an image")
+    return tmp_path
+
+
+def assert_sentence(done: "subprocess.CompletedProcess[str]", *words: str) -> None:
+    """Exit code 2, and on stderr short sentences with these words instead of a traceback."""
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, place: Path) -> None:
+    words, expected = MISTAKES[mistake]
+    done = run(*words, cwd=place)
+    assert_sentence(done, *expected)
+    sentences = done.stderr.strip().splitlines()
+    assert len(sentences) == (3 if mistake == "all faults at once" else 1), done.stderr
+    assert not list(place.glob("runs/*/checkpoints/*"))
+
+
+@pytest.fixture
+def first_run(place: Path) -> Path:
+    """A finished run with two checkpoints."""
+    words = (*MAE, "train.epochs=2", "train.checkpoint_every_steps=3")
+    done = run("pretrain", "photos", *words, "--name", "first", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "runs" / "first"
+
+
+def test_a_run_is_not_overwritten(place: Path, first_run: Path) -> None:
+    before = final_weights(first_run)
+    done = run("pretrain", "photos", *MAE, "--name", "first", cwd=place)
+    assert_sentence(done, "runs/first", "--resume")
+    assert final_weights(first_run) == before
+
+
+def test_resume_with_other_settings_is_refused(place: Path, first_run: Path) -> None:
+    before = final_weights(first_run)
+    done = run("pretrain", "--resume", "runs/first", "method.mask_ratio=0.6", cwd=place)
+    assert_sentence(done, "method.mask_ratio", "0.6", "0.5")
+    done = run("pretrain", "--resume", "runs/first", "method.name=simmim", cwd=place)
+    assert_sentence(done, "method")
+    assert final_weights(first_run) == before
+
+
+def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(place: Path, first_run: Path) -> None:
+    wanted = final_weights(first_run)
+    newest = checkpoints(first_run)[-1]
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    done = run("pretrain", "--resume", "runs/first", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "damaged" in done.stderr
+    assert newest.name in done.stderr
+    assert final_weights(first_run) == wanted
+
+
+def test_only_damaged_checkpoints_are_a_sentence(place: Path, first_run: Path) -> None:
+    for folder in checkpoints(first_run):
+        (folder / "model.safetensors").write_bytes(b"")
+    assert_sentence(run("reconstruct", "runs/first", cwd=place), "checkpoint")
+
+
+def test_a_checkpoint_of_another_method_is_refused(place: Path, first_run: Path) -> None:
+    done = run("pretrain", "photos", *TINY["simmim"], "train.epochs=1", "--name", "other", cwd=place)
+    assert done.returncode == 0, done.stderr
+    newest = checkpoints(first_run)[-1]
+    for folder in checkpoints(place / "runs" / "other"):
+        folder.rename(folder.with_name("gone"))
+    newest.rename(place / "runs" / "other" / "checkpoints" / "step-00000099")
+    assert_sentence(run("pretrain", "--resume", "runs/other", cwd=place), "'mae'", "'simmim'")
+
+
+class Malicious:
+    """Unpickling it writes a file."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, ("touch hacked",))
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(place: Path) -> None:
+    torch.save({"model": Malicious()}, place / "evil.pth")
+    (place / "bare.pth").write_bytes(pickle.dumps(Malicious()))
+    for name in ("evil.pth", "bare.pth"):
+        assert_sentence(run("import", name, "--out", "imported", cwd=place), name)
+        assert_sentence(run("pretrain", "photos", *MAE, f"init={name}", cwd=place), name)
+        assert not (place / "hacked").exists()
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(place: Path) -> None:
+    """The size of a file is limited by the system, as by a quota: later checkpoints can't be written."""
+    words = [*MAE, "train.epochs=2", "train.checkpoint_every_steps=3"]
+    assert run("pretrain", "photos", *words, "train.max_steps=3", "--name", "full", cwd=place).returncode == 0
+    before = final_weights(place / "runs" / "full")
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from halfseen.cli.main import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", limited, "pretrain", "--resume", "runs/full", "train.max_steps=null"],
+        cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert_sentence(done, "checkpoint", "step-00000003")
+    assert final_weights(place / "runs" / "full") == before
+    assert run("pretrain", "--resume", "runs/full", "train.max_steps=null", cwd=place).returncode == 0
+    assert checkpoints(place / "runs" / "full")[-1].name == "step-00000006"
