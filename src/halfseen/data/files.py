@@ -129,7 +129,7 @@ class FileSource(Source):
         return self._fingerprint
 
 
-def open_folder(root: Path, split: Split, settings: DataConfig) -> FileSource:
+def open_folder(root: Path, split: Split, settings: DataConfig, use_skip_list: bool = True) -> FileSource:
     """The images of one split below a folder.
 
     Labels come from the first-level folders, if images lie in at least two of them. A folder with train/ and val/ (or
@@ -150,7 +150,7 @@ def open_folder(root: Path, split: Split, settings: DataConfig) -> FileSource:
     other = find_split_folder(root, "test" if split == "train" else "train") if place else None
     class_names, labels = _label_by_folder(scan.paths, place, _scan(root, other).paths if other else [], other)
     source = FileSource(str(root), root, scan.paths, labels, class_names, settings.max_pixels, left_out=scan.left_out)
-    return _leave_out(source, settings, root)
+    return _leave_out(source, settings, root) if use_skip_list else source
 
 
 def find_split_folder(root: Path, split: Split) -> str | None:
@@ -164,7 +164,7 @@ def find_split_folder(root: Path, split: Split) -> str | None:
     return train if split == "train" else test
 
 
-def open_manifest(path: Path, split: Split, settings: DataConfig) -> FileSource:
+def open_manifest(path: Path, split: Split, settings: DataConfig, use_skip_list: bool = True) -> FileSource:
     """The images that a table lists.
 
     Columns: image; optional label (a name or a number), split (train, val, test ...) and mask. Without the column
@@ -194,7 +194,7 @@ def open_manifest(path: Path, split: Split, settings: DataConfig) -> FileSource:
         settings.max_pixels,
         masks=masks if any(masks) else None,
     )
-    return _leave_out(source, settings, path.parent)
+    return _leave_out(source, settings, path.parent) if use_skip_list else source
 
 
 def manifest_has_split(path: Path, split: Split) -> bool:

@@ -75,6 +75,8 @@ class SceneSource(Source):
     The label of a scene is the class of its dominant item, the one with the largest visible area.
     """
 
+    is_sound = True
+
     def __init__(self, split: Split, size: int) -> None:
         if not MIN_SIZE <= size <= MAX_SIZE:
             raise DataError(

@@ -40,12 +40,14 @@ class Source(ABC):
         class_names: names of the classes, in the order of their labels; empty where there are none.
         labels: int64 [n], class of each image or -1 where it has none.
         left_out: files known to be bad (a skip list) or unreachable, which have no index here.
+        is_sound: no image can be bad, because none comes from a file when it is read.
     """
 
     name: str
     class_names: tuple[str, ...]
     labels: Int[np.ndarray, " n"]
     left_out: tuple[LeftOut, ...] = ()
+    is_sound: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -87,7 +89,7 @@ class SubsetSource(Source):
             whole, indices = whole.whole, whole.indices[indices]
         self.whole, self.indices = whole, indices
         self.name, self.class_names, self.left_out = whole.name, whole.class_names, whole.left_out
-        self.labels = whole.labels[indices]
+        self.labels, self.is_sound = whole.labels[indices], whole.is_sound
 
     def path(self, index: int) -> str:
         return self.whole.path(int(self.indices[index]))
@@ -114,6 +116,8 @@ class ArraySource(Source):
         class_names: in the order of the labels.
     """
 
+    is_sound = True
+
     def __init__(
         self,
         name: str,
@@ -138,20 +142,23 @@ class ArraySource(Source):
         return digest.hexdigest()
 
 
-def open_source(source: str, split: Split = "train", *, config: DataConfig | None = None) -> Source:
+def open_source(
+    source: str, split: Split = "train", *, config: DataConfig | None = None, use_skip_list: bool = True
+) -> Source:
     """The images that `source` names.
 
     Args:
         source: a folder, a manifest (.csv or .parquet), 'bundled:NAME' or 'torchvision:NAME'.
         split: which part of it; what has no parts is all 'train'.
         config: the run's settings of the data; `subset_size` draws from the training split.
+        use_skip_list: leave out the files on the skip list; False is for the doctor, who looks at all.
     Raises:
         DataError: if there is nothing there, or not that split; the message says what to mend.
     """
     if split not in get_args(Split):
         raise DataError(f"split: unknown '{split}'. Known: {', '.join(get_args(Split))}.")
     settings = config if config is not None and config.source == source else _settings_for_other(source, config)
-    opened = _open(source, split, settings)
+    opened = _open(source, split, settings, use_skip_list)
     if settings.subset_size is None or split != "train":
         return opened
     if settings.subset_size > len(opened):
@@ -191,7 +198,7 @@ def _settings_for_other(source: str, config: DataConfig | None) -> DataConfig:
     )
 
 
-def _open(source: str, split: Split, settings: DataConfig) -> Source:
+def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) -> Source:
     from halfseen.data import files, torchvision_sets
 
     scheme, name = _parse_scheme(source)
@@ -206,9 +213,9 @@ def _open(source: str, split: Split, settings: DataConfig) -> Source:
         return torchvision_sets.open_torchvision(name, split, settings)
     path = Path(source).expanduser()
     if path.is_dir():
-        return files.open_folder(path, split, settings)
+        return files.open_folder(path, split, settings, use_skip_list)
     if path.is_file():
-        return files.open_manifest(path, split, settings)
+        return files.open_manifest(path, split, settings, use_skip_list)
     raise DataError(
         f"data.source: '{source}' does not exist.{_suggest_sibling(path)} Give a folder of images, a manifest (.csv or "
         ".parquet), 'bundled:fashion', 'bundled:fashion-scenes' or 'torchvision:NAME'."
