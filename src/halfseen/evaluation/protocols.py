@@ -7,6 +7,7 @@ and of raw pixels in one pass over the data, and says in words what was trained 
 import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -252,11 +253,18 @@ def _what_was_seen(train: Split, test: Split | None, pretrained_on: str | None) 
     else:
         sentences.append("Pre-training used another set of images than the classified ones, and no labels.")
     if test is not None:
-        voting = {train.source.path(index) for index in range(len(train.source))}
-        shared = sum(test.source.path(index) in voting for index in range(len(test.source)))
+        voting = _files(train.source)
+        shared = sum(path in voting for path in _files(test.source))
         if shared:
             sentences.append(f"Careful: {shared} of the classified images also vote, so the accuracy is too high.")
     return sentences
+
+
+def _files(source: Source) -> set[str]:
+    """The files of a source; empty where its images aren't files of their own."""
+    if not len(source) or not Path(source.path(0)).is_file():
+        return set()
+    return {str(Path(source.path(index)).absolute()) for index in range(len(source))}
 
 
 def _class_names(train: Source, test: Source | None) -> list[str]:

@@ -6,9 +6,11 @@ initialisation, raw pixels, and confidence intervals. One json file per evaluati
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from halfseen.errors import ConfigError
 
 FeatureKind = Literal["cls", "mean", "cls+mean", "mean-before-norm"]
 
@@ -56,6 +58,19 @@ class EvaluateConfig(BaseModel):
         "1 keeps the whole short side (right for images that are small already).",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
+
+
+def feature_kind(word: str) -> FeatureKind:
+    """The choice of features that a word names.
+
+    Raises:
+        ConfigError: an unknown one.
+    """
+    for known in get_args(FeatureKind):
+        if word == known:
+            kind: FeatureKind = known
+            return kind
+    raise ConfigError(f"feature: got '{word}', expected one of {', '.join(get_args(FeatureKind))}.")
 
 
 class SplitUsed(BaseModel):

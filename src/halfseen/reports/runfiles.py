@@ -178,6 +178,12 @@ def read_run(folder: Path) -> RunFiles:
     )
 
 
+def pretraining_fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the images that a run was trained on, None where it isn't on record."""
+    fingerprint = _read_json(folder / "data.json", []).get("fingerprint")
+    return fingerprint if isinstance(fingerprint, str) else None
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Logged steps of a `metrics.jsonl`, rising; the finite numbers of each.
 

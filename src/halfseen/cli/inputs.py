@@ -1,0 +1,144 @@
+"""What the commands that look at an encoder read from their words: the encoder or run, images, a progress line."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from halfseen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from halfseen.backbones.base import Encoder
+    from halfseen.backbones.weights import LoadedEncoder
+    from halfseen.data.sources import Source
+    from halfseen.engine.config import RuntimeConfig
+    from halfseen.pretraining.config import RunConfig
+
+PIPE_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
+
+Split = Literal["train", "test"]
+OnProgress = Callable[[str, int, int], None]
+
+
+class Run(NamedTuple):
+    """A run's folder and its configuration."""
+
+    folder: Path
+    config: "RunConfig"
+
+
+def find_run(word: str) -> Run | None:
+    """The run that a word names; None where it names something else (a file, a timm model, a plain folder)."""
+    folder = Path(word)
+    if not (folder / "config.yaml").is_file():
+        return None
+    from halfseen.pretraining.folder import read_config
+
+    return Run(folder, read_config(folder))
+
+
+def need_run(word: str) -> Run:
+    """The run that a word names.
+
+    Raises:
+        ConfigError: if it isn't a run's folder.
+    """
+    run = find_run(word)
+    if run is None:
+        raise ConfigError(f"'{word}' is not a run: it is no folder with a config.yaml. Give one like runs/NAME.")
+    return run
+
+
+def open_images(source: str, split: Split, run: Run | None = None) -> "Source":
+    """A split of some data, opened with the run's own settings where it is the run's data."""
+    from halfseen.data.sources import open_source
+
+    return open_source(source, split, config=None if run is None else run.config.data)
+
+
+def whole_or_split(source: str, split: Split) -> Split:
+    """`split` where the data has it; 'train', which is all of it, where the data has no parts."""
+    from halfseen.data.sources import has_split
+
+    return split if split == "train" or has_split(source, split) else "train"
+
+
+def same_network(loaded: "LoadedEncoder", run: Run | None, seed: int) -> Callable[[], "Encoder"]:
+    """Builds the encoder's network anew: as the run's method begins it, or as timm does for other encoders."""
+
+    def build() -> "Encoder":
+        if run is not None and run.config.data.image_size == loaded.encoder.image_size:
+            from halfseen.pretraining.build import prepare_method
+
+            # The run's own first weights would be a chance that the trained ones depend on; another seed is not.
+            untrained = run.config.model_copy(update={"init": None, "seed": run.config.seed + 1})
+            return prepare_method(untrained).encoders()["student"]
+        import torch
+
+        from halfseen.backbones.build import build_encoder
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_encoder(loaded.encoder.config, loaded.encoder.image_size)
+
+    return build
+
+
+def need_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
+    """Check the ending of a file that is to be written.
+
+    Raises:
+        ConfigError: another ending.
+    """
+    if path.suffix not in known:
+        raise ConfigError(f"{option}: got '{path}', expected a file name that ends in {' or '.join(known)}.")
+
+
+def forward_settings(device: str | None, precision: str | None, run: Run | None = None) -> "RuntimeConfig":
+    """Where and in which number format the encoder computes: as asked, else as the run did, else fp32.
+
+    Raises:
+        ConfigError: an unknown device or precision.
+    """
+    from halfseen.config.load import load_config
+    from halfseen.engine.config import RuntimeConfig
+
+    if precision is None:
+        precision = "fp32" if run is None else run.config.runtime.precision
+    words = [f"precision={precision}"] + ([] if device is None else [f"device={device}"])
+    return load_config(RuntimeConfig, overrides=words).config
+
+
+def console() -> "Console":
+    """Where results are printed; brackets in names are no mark-up, and a pipe gets whole lines."""
+    from rich.console import Console
+
+    out = Console(markup=False, highlight=False)
+    if not out.is_terminal:
+        out.width = PIPE_WIDTH
+    return out
+
+
+@contextmanager
+def progress_line() -> Iterator[OnProgress]:
+    """A progress bar on stderr for as long as the block runs; nothing where stderr is not a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, of: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks = {}
+
+        def update(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=of)
+            bar.update(tasks[what], completed=done, total=of)
+
+        yield update
