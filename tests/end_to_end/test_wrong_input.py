@@ -38,7 +38,7 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "recipe typo": (("pretrain", "photos", "--recipe", "mae_smal"), ("mae_smal", "mae_small")),
     "config file missing": (("pretrain", "photos", "--config", "nowhere.yaml"), ("nowhere.yaml",)),
     "resume of nothing": (("pretrain", "--resume", "runs/none"), ("runs/none",)),
-    "device that is not there": (("pretrain", "photos", *MAE, "runtime.device=cuda"), ("runtime.device", "cuda", "cpu")),
+    "device that is not there": (("pretrain", "photos", *MAE, "runtime.device=cuda"), ("runtime.device", "cuda")),
     "unknown command": (("pretrian",), ("pretrian", "pretrain")),
     "unknown option": (("pretrain", "photos", "--recpie", "x"), ("--recpie",)),
     "encoder that is not there": (("knn", "nothing", "--train", "photos", "--test", "photos"), ("nothing",)),
