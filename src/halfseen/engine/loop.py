@@ -381,7 +381,7 @@ class Trainer:
         return self.module.no_sync()
 
     def _not_finite(self, what: str, step: int) -> TrainingError:
-        name = _first_not_finite(self.bare.state_dict())
+        name = _first_not_finite({**dict(self.bare.named_parameters()), **dict(self.bare.named_buffers())})
         tensor = f"The first non-finite tensor is '{name}'" if name else "All weights are still finite"
         older = [path for path in list_checkpoints(self.run_dir) if path <= checkpoint_path(self.run_dir, step)]
         good = f"the last good checkpoint is '{older[-1]}'" if older else "there is no checkpoint yet"
