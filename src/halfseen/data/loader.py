@@ -9,9 +9,11 @@ don't re-run the user's script, fit into the shared memory there is, and end wit
 import atexit
 import contextlib
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -368,7 +370,8 @@ def unpack(parcel: Parcel) -> Batch:
     for name, dtype, shape, first in parcel.contents:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         kind = torch.from_numpy(np.empty(0, dtype)).dtype
-        arrays[name] = block[first : first + size].view(kind).view(shape)
+        array = block[first : first + size].view(kind) if size else torch.empty(0, dtype=kind)
+        arrays[name] = array.view(shape)
     return _batch(arrays, parcel.num_views, parcel.skipped)
 
 
@@ -411,11 +414,20 @@ class _Postbox(Dataset["Parcel | HalfseenError"]):
 
 
 def _prepare_process(worker_id: int) -> None:
-    """One thread per process, and deaf to Ctrl-C and SIGTERM: those are for the training process, which ends us."""
+    """One thread per process, deaf to Ctrl-C and SIGTERM (those are for the training process), and gone with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    """A killed training process tells nobody, and the DataLoader's own watch looks at the forkserver instead."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _start_method() -> str:
@@ -544,9 +556,10 @@ def _next_result(results: Iterator[Any]) -> Parcel | HalfseenError | None:
     """The next result, None after the last."""
     try:
         result: Parcel | HalfseenError | None = next(results, None)
-    except RuntimeError as error:
-        if "exited unexpectedly" not in str(error) and "killed by signal" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if "in DataLoader worker process" in str(error):  # Raised by our own code there: a fault with its traceback.
             raise
+        # Either the DataLoader saw that a process is gone, or a result's memory was asked of a process that is gone.
         raise TrainingError(
             f"A process that reads images ended unexpectedly ({error}). Most often the machine's memory, or a "
             f"container's shared memory, was used up: lower runtime.workers, or write runtime.workers=0 to see the "
