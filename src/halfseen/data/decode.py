@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -32,8 +32,9 @@ from PIL import (
 )
 
 MAX_PIXELS = 178_956_970
-ORIENTATION_TAG = 0x0112
-Opener = Callable[[BinaryIO], ImageFile.ImageFile]
+ORIENTATION_TAG, TILE_WIDTH, TILE_LENGTH = 0x0112, 0x0142, 0x0143
+Stream = io.BytesIO | io.BufferedReader
+Opener = Callable[[Stream], ImageFile.ImageFile]
 
 _JPEG_START = b"\xff\xd8\xff"
 _OPENERS: tuple[tuple[bytes, Opener], ...] = (
@@ -49,12 +50,12 @@ _OPENERS: tuple[tuple[bytes, Opener], ...] = (
     *((b"P%d" % digit, PpmImagePlugin.PpmImageFile) for digit in range(1, 7)),
     (b"Pf", PpmImagePlugin.PpmImageFile),
 )
-# What some of Pillow's plugins say about a file that stops early.
+# Sentences for what some of Pillow's plugins say.
 _PLAINER = {
-    "could not create decoder object": "the WebP is truncated or broken",
-    "not identified by this driver": "the header is truncated or broken",
-    "Missing dimensions": "the header is truncated or broken",
-    "no more images in GIF file": "truncated",
+    "could not create decoder object": "damaged: the WebP is cut short or broken",
+    "not identified by this driver": "damaged: the header is cut short or broken",
+    "Missing dimensions": "damaged: the header is cut short or broken",
+    "no more images in GIF file": "damaged: the GIF holds no picture",
 }
 _REDUCED = {
     1: cv2.IMREAD_COLOR,
@@ -123,7 +124,7 @@ def decode_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> U
     Raises:
         BadImage: if the file can't be read or has more than one channel.
     """
-    with open_regular(path) as stream, _sentences(), _pillow_is_quiet():
+    with open_regular(path) as stream, _sentences(), _pillow_is_quiet(max_pixels):
         image = _open_by_content(stream, stream.read(16))
         _refuse_bombs(image.width, image.height, max_pixels)
         image.load()
@@ -135,25 +136,23 @@ def decode_mask(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> U
         return _upright(values.astype(np.uint8), _orientation(image))
 
 
-def inspect_image(source: str | os.PathLike[str] | bytes) -> ImageFacts:
+def inspect_image(source: str | os.PathLike[str] | bytes, max_pixels: int = MAX_PIXELS) -> ImageFacts:
     """Format, mode, size and orientation from the header, without decoding the picture.
 
     Raises:
         BadImage: if it is not an image.
     """
     with ExitStack() as stack:
-        stream: BinaryIO = (
-            io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(open_regular(source))
-        )
+        stream: Stream = io.BytesIO(source) if isinstance(source, bytes) else stack.enter_context(open_regular(source))
         stack.enter_context(_sentences())
-        stack.enter_context(_pillow_is_quiet())
+        stack.enter_context(_pillow_is_quiet(max_pixels))
         image = _open_by_content(stream, stream.read(16))
         turn = _tiff_orientation(image) if isinstance(image, TiffImagePlugin.TiffImageFile) else _orientation(image)
         return ImageFacts(image.format or "", image.mode, image.width, image.height, turn)
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
     """The file opened for reading; folders, pipes and missing or forbidden files raise `BadImage`."""
     try:
         # Without O_NONBLOCK a named pipe called x.jpg would hang the run for ever.
@@ -164,7 +163,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except IsADirectoryError:
         raise BadImage("a folder, not a file") from None
     except PermissionError:
-        raise BadImage("a folder, not a file" if Path(path).is_dir() else "no permission to read the file") from None
+        raise BadImage("no permission to read it") from None
     except OSError as error:
         raise BadImage(f"can't be opened: {error.strerror or error}") from None
     except ValueError as error:
@@ -177,7 +176,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _decode_stream(stream: BinaryIO, size: int, max_pixels: int, shrink_to: int | None) -> np.ndarray:
+def _decode_stream(stream: Stream, size: int, max_pixels: int, shrink_to: int | None) -> np.ndarray:
     if size == 0:
         raise BadImage("the file is empty")
     with _sentences():
@@ -188,9 +187,11 @@ def _decode_stream(stream: BinaryIO, size: int, max_pixels: int, shrink_to: int 
             if picture is not None:
                 return picture
             stream = io.BytesIO(data)
-        with _pillow_is_quiet():
+        with _pillow_is_quiet(max_pixels):
             image = _open_by_content(stream, start)
             _refuse_bombs(image.width, image.height, max_pixels)
+            if isinstance(image, TiffImagePlugin.TiffImageFile):  # a small picture may come in one enormous tile
+                _refuse_bombs(image.tag_v2.get(TILE_WIDTH, 0), image.tag_v2.get(TILE_LENGTH, 0), max_pixels)
             image.load()
             _refuse_bombs(image.width, image.height, max_pixels)
             return _upright(_to_rgb(image), _orientation(image))
@@ -205,7 +206,8 @@ def _sentences() -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        text = _PLAINER.get(text, text)
+        if text in _PLAINER:
+            raise BadImage(_PLAINER[text]) from None
         if isinstance(error, EOFError) or any(
             word in text.lower() for word in ("truncated", "not enough", "unexpected end")
         ):
@@ -226,12 +228,16 @@ class _Quiet:
 
 
 @contextmanager
-def _pillow_is_quiet() -> Iterator[None]:
+def _pillow_is_quiet(max_pixels: int = 0) -> Iterator[None]:
     with _Quiet.lock:
         _Quiet.depth += 1
         if _Quiet.depth == 1:
             _Quiet.filters.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+        if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+            # Some plugins ask for Pillow's own limit again; where the user allows more, it stands back meanwhile.
+            _Quiet.filters.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = None
     try:
         yield
     finally:
@@ -241,7 +247,7 @@ def _pillow_is_quiet() -> Iterator[None]:
                 _Quiet.filters.close()
 
 
-def _open_by_content(stream: BinaryIO, start: bytes) -> ImageFile.ImageFile:
+def _open_by_content(stream: Stream, start: bytes) -> ImageFile.ImageFile:
     """The image with its header read; `start` is what was read of the stream so far.
 
     The plugins are called directly, because `Image.open` knows one process-wide limit of pixels only.

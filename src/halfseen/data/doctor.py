@@ -259,7 +259,7 @@ def _examine(source: Source, index: int) -> _Finding:
         with open_regular(source.path(index)) as stream:
             content = stream.read()
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        facts = inspect_image(content)
+        facts = inspect_image(content, whole.max_pixels)
         started = time.thread_time()
         picture = decode_image(content, whole.max_pixels)
         seconds = time.thread_time() - started

@@ -250,7 +250,7 @@ def _parse_scheme(source: str) -> tuple[str | None, str]:
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """' Did you mean ...?' if something known is close to the word, else nothing."""
     by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     return f" Did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
