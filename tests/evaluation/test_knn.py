@@ -160,7 +160,7 @@ def test_what_can_not_work_is_a_sentence(generator, change, error, sentence):
 
 def test_widths_that_differ_are_a_sentence():
     with pytest.raises(ShapeError, match="width 4 and test features of width 5"):
-        knn._check(torch.randn(3, 4), torch.arange(3), torch.randn(2, 5), (1,), (0.07,), False)
+        knn._check_features(torch.randn(3, 4), torch.randn(2, 5))
 
 
 def test_similarities_ignore_a_global_wish_for_less_precision(generator):

@@ -124,10 +124,10 @@ def command(
     screen = console()
     screen.print(result_table(Evaluation.model_validate(result.model_dump())))
     for note in result.notes:
-        screen.print(f"- {note}")
-    screen.print(f"Written: {path}")
+        screen.print(f"- {note}", soft_wrap=True)
+    screen.print(f"Written: {path}", soft_wrap=True)
     if run is not None and folder == run.folder / EVALUATIONS:
-        screen.print(f"`halfseen report {run.folder}` brings it into the run's report.")
+        screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)
 
 
 def _settings(run: Run | None, options: Mapping[str, object]) -> "EvaluateConfig":

@@ -75,5 +75,8 @@ def command(
         )
     screen = console()
     screen.print(table)
-    screen.print(f"Means of {len(pictures.original)} images of {name}, in pixel space at range 1. {pictures.note}")
-    screen.print(f"Written: {arrays} and {figure}")
+    screen.print(
+        f"Means of {len(pictures.original)} images of {name}, in pixel space at range 1. {pictures.note}",
+        soft_wrap=True,
+    )
+    screen.print(f"Written: {arrays} and {figure}", soft_wrap=True)

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -165,7 +166,7 @@ def extract_features(
     return {name: FeatureSet(features[:filled], labels, rows, tuple(skipped)) for name, features in found.items()}
 
 
-def draw_subset(size: int, most: int | None, *key: int | str) -> np.ndarray:
+def draw_subset(size: int, most: int | None, *key: int | str) -> NDArray[np.int64]:
     """At most `most` of `size` rows, int64, rising; a fixed function of the key."""
     if most is None or most >= size:
         return np.arange(size)

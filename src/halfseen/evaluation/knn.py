@@ -87,7 +87,8 @@ def weighted_knn(
         test_features, test_labels = train_features, train_labels
     else:
         test_features, test_labels = _labelled(test_features, test_labels, "test")
-    _check(train_features, train_labels, test_features, k, temperature, leave_one_out)
+    check_vote(train_labels, k, temperature, leave_one_out)
+    _check_features(train_features, test_features)
 
     largest = int(torch.maximum(train_labels.max(), test_labels.max()))
     num_classes = max(num_classes or 0, largest + 1)
@@ -211,6 +212,36 @@ def _rank(votes: Tensor, labels: Tensor) -> Tensor:
     return ((votes > own) | ((votes == own) & lower_index)).sum(dim=1)
 
 
+def check_vote(
+    labels: Int[Tensor, " n"], k: Sequence[int], temperature: Sequence[float], leave_one_out: bool = False
+) -> None:
+    """Whether training samples with these labels (-1 = none) can hold such a vote: to be asked before any hard work.
+
+    Raises:
+        DataError: no labels, fewer than two classes, a k below 1 or above the number of voters, a T of 0 or less.
+    """
+    labelled = labels[labels >= 0]
+    if not len(labelled):
+        raise DataError(_no_labels(len(labels), "training"))
+    num_classes = int((torch.bincount(labelled) > 0).sum())
+    if num_classes < 2:
+        raise DataError(f"k-NN needs at least 2 classes among the labelled training images, got {num_classes}.")
+    if not k or min(k) < 1 or not temperature or min(temperature) <= 0:
+        raise DataError(f"k-NN got k={list(k)}, temperature={list(temperature)}; every k must be >= 1, every T > 0.")
+    available = len(labelled) - leave_one_out
+    if max(k) > available:
+        raise DataError(
+            f"k={max(k)} was given, but only {available} labelled training images can vote. Choose a smaller k."
+        )
+
+
+def _no_labels(n: int, split: str) -> str:
+    return (
+        f"k-NN needs labels, but none of the {n} {split} images has one. Put images into one folder per class, or "
+        "give a manifest with a column 'label'."
+    )
+
+
 def _labelled(features: Tensor, labels: Tensor, split: str) -> tuple[Tensor, Tensor]:
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ShapeError(
@@ -219,18 +250,13 @@ def _labelled(features: Tensor, labels: Tensor, split: str) -> tuple[Tensor, Ten
         )
     labelled = labels >= 0
     if not bool(labelled.any()):
-        raise DataError(
-            f"k-NN needs labels, but none of the {len(labels)} {split} images has one. "
-            "Put images into one folder per class, or give a manifest with a column 'label'."
-        )
+        raise DataError(_no_labels(len(labels), split))
     if bool(labelled.all()):
         return features, labels
     return features[labelled], labels[labelled]
 
 
-def _check(
-    train: Tensor, labels: Tensor, test: Tensor, k: Sequence[int], temperature: Sequence[float], leave_one_out: bool
-) -> None:
+def _check_features(train: Tensor, test: Tensor) -> None:
     if test.shape[1] != train.shape[1]:
         raise ShapeError(
             f"k-NN got training features of width {train.shape[1]} and test features of width {test.shape[1]}; "
@@ -242,16 +268,6 @@ def _check(
             raise ShapeError(
                 f"k-NN got non-finite {split} features: the encoder's weights are broken (NaN or infinity)."
             )
-    num_classes = int((torch.bincount(labels) > 0).sum())
-    if num_classes < 2:
-        raise DataError(f"k-NN needs at least 2 classes among the labelled training images, got {num_classes}.")
-    if not k or min(k) < 1 or not temperature or min(temperature) <= 0:
-        raise DataError(f"k-NN got k={list(k)}, temperature={list(temperature)}; every k must be >= 1, every T > 0.")
-    available = len(train) - leave_one_out
-    if max(k) > available:
-        raise DataError(
-            f"k={max(k)} was given, but only {available} labelled training images can vote. Choose a smaller k."
-        )
 
 
 @contextmanager

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halfseen.backbones.base import Encoder
@@ -26,7 +28,7 @@ from halfseen.evaluation.features import (
     draw_subset,
     extract_features,
 )
-from halfseen.evaluation.knn import KnnScore, weighted_knn
+from halfseen.evaluation.knn import KnnScore, check_vote, weighted_knn
 from halfseen.evaluation.metrics import confusion_matrix, wilson_interval
 from halfseen.evaluation.results import ClassResult, EvaluateConfig, Result, SplitUsed
 
@@ -103,12 +105,14 @@ def knn_protocol(
         )
     extractors["raw_pixels"] = RawPixels(RAW_PIXEL_SIDE)
 
-    def extract(split: Split, most: int | None) -> dict[str, FeatureSet]:
+    def choose(split: Split, most: int | None) -> NDArray[np.int64]:
+        return draw_subset(len(split.source), most, seed, "evaluate", split.name)
+
+    def extract(split: Split, rows: NDArray[np.int64]) -> dict[str, FeatureSet]:
         def report(done: int, of: int) -> None:
             if on_progress is not None:
                 on_progress(f"features of {split.name}", done, of)
 
-        rows = draw_subset(len(split.source), most, seed, "evaluate", split.name)
         return extract_features(
             extractors,
             split.source,
@@ -121,8 +125,11 @@ def knn_protocol(
             on_progress=report,
         )
 
-    train_sets = extract(train, config.max_train)
-    test_sets = None if test is None else extract(test, config.max_test)
+    train_rows = choose(train, config.max_train)
+    votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
+    check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
+    train_sets = extract(train, train_rows)
+    test_sets = None if test is None else extract(test, choose(test, config.max_test))
     voters = next(iter(train_sets.values()))
     queries = voters if test_sets is None else next(iter(test_sets.values()))
     labels = queries.labels
@@ -152,7 +159,7 @@ def knn_protocol(
     unlabelled = len(queries.labels) - len(labels)
     if unlabelled:
         notes.append(f"{unlabelled} images without a label were left out.")
-    notes += _comparison(metrics)
+    notes += _comparison(best)
     notes += _what_was_seen(train, test, pretrained_on)
     return Result(
         protocol="knn",
@@ -230,15 +237,28 @@ def _metrics(
     return found
 
 
-def _comparison(metrics: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Plain sentences on who wins, from the headline accuracy."""
-    own = metrics["encoder"]["top1"]
+def _comparison(scores: Mapping[str, KnnScore]) -> list[str]:
+    """Plain sentences on who wins at the headline setting, and whether the test images are enough to say so.
+
+    Both classified the same images, so what counts is on how many only one of them is right (McNemar's test).
+    """
+    own = scores["encoder"].rank == 0
     sentences = []
     for name, words in (("random_init", "the same network at random initialisation"), ("raw_pixels", "raw pixels")):
-        if name in metrics:
-            gap = own - metrics[name]["top1"]
-            verdict = "as good as" if gap == 0 else f"{abs(gap):.1f} points {'better' if gap > 0 else 'worse'} than"
-            sentences.append(f"The encoder is {verdict} {words}.")
+        if name not in scores:
+            continue
+        other = scores[name].rank == 0
+        won, lost = int((own & ~other).sum()), int((other & ~own).sum())
+        gap = 100 * (won - lost) / len(own)
+        if won == lost:
+            sentences.append(f"The encoder is as good as {words}.")
+            continue
+        doubt = (
+            "" if abs(won - lost) > 1.96 * (won + lost) ** 0.5 else f"; {len(own)} images are too few to be sure of it"
+        )
+        sentences.append(
+            f"The encoder is {abs(gap):.1f} points {'better' if gap > 0 else 'worse'} than {words}{doubt}."
+        )
     return sentences
 
 

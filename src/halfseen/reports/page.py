@@ -33,10 +33,13 @@ CHARTS: dict[str, tuple[str, bool, bool]] = {
     "lr": ("Learning rate", True, False),
     "images_per_second": ("Images per second", False, False),
     "data_wait_share": ("Share of the time spent waiting for data", False, False),
+    "grad_norm": ("Gradient norm", True, True),
+    "rankme": ("Effective rank of the features (RankMe)", False, False),
+    "feature_std": ("Spread of the features", False, False),
 }
 """Metrics with a name of their own: title, log switch, smoothed."""
 FROM_ZERO = frozenset({"lr", "images_per_second", "data_wait_share"})
-NOT_CHARTED = frozenset({"step", "epoch", "samples_seen", "elapsed_seconds", "seconds", "memory_gb"})
+NOT_CHARTED = frozenset({"step", "epoch", "samples_seen", "seconds", "steps_per_second", "memory_mb"})
 
 
 class Series(NamedTuple):
@@ -314,7 +317,7 @@ def _story(run: RunFiles) -> str:
     if size is not None:
         sentence += f" at {size} x {size} pixels"
     parts = []
-    epoch, step, seconds = run.last("epoch"), run.last("step"), _seconds(run)
+    epoch, step, seconds = run.last("epoch"), run.last("step"), run.last("seconds")
     if epoch is not None and step is not None:
         parts.append(f"{epoch:.4g} epochs ({step:,.0f} steps)")
     if seconds is not None:
@@ -327,14 +330,6 @@ def _story(run: RunFiles) -> str:
 
 def _or(value: Json, otherwise: str) -> str:
     return otherwise if value is None else visible(value)
-
-
-def _seconds(run: RunFiles) -> float | None:
-    for key in ("elapsed_seconds", "seconds", "elapsed"):
-        value = run.last(key)
-        if value is not None:
-            return value
-    return None
 
 
 def _median(values: Sequence[float]) -> float | None:
@@ -529,7 +524,7 @@ def _compare(runs: Sequence[RunFiles], names: Sequence[str]) -> Comparison:
     columns = ["method", "model", "epochs", "time", "last loss", *(f"top-1: {subject(name)}" for name in subjects), "n"]
     rows = []
     for run, name, result in zip(runs, names, results, strict=True):
-        epoch, seconds, loss = run.last("epoch"), _seconds(run), run.last("loss")
+        epoch, seconds, loss = run.last("epoch"), run.last("seconds"), run.last("loss")
         cells = [
             _or(run.setting("method.name"), ""),
             _or(run.setting("model.name"), ""),
