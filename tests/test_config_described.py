@@ -1,33 +1,25 @@
 """Every key that a user can set says what it means."""
 
-import importlib
-import pkgutil
-
 import pytest
 from pydantic import BaseModel
 
-import halfseen
+from halfseen.config.keys import models_of
+from halfseen.pretraining.config import RunConfig
 
 
-def config_models() -> list[type[BaseModel]]:
-    """All pydantic models that the package defines."""
-    found: dict[str, type[BaseModel]] = {}
-    for info in pkgutil.walk_packages(halfseen.__path__, "halfseen."):
-        if info.name == "halfseen.__main__":
-            continue
-        for value in vars(importlib.import_module(info.name)).values():
-            is_model = isinstance(value, type) and issubclass(value, BaseModel) and value is not BaseModel
-            if is_model and value.__module__.startswith("halfseen."):
-                found[f"{value.__module__}.{value.__qualname__}"] = value
-    return [found[name] for name in sorted(found)]
+def sections(model: type[BaseModel]) -> list[type[BaseModel]]:
+    """A model and all models that its fields lead to."""
+    below = [inner for field in model.model_fields.values() for inner in models_of(field.annotation)]
+    return [model, *(found for inner in below for found in sections(inner))]
 
 
-MODELS = config_models()
+MODELS = sorted(set(sections(RunConfig)), key=lambda model: model.__name__)
 
 
 def test_the_walk_finds_the_settings_of_every_part() -> None:
-    parts = {model.__module__.split(".")[1] for model in MODELS}
-    assert {"data", "engine", "backbones", "methods", "evaluation", "pretraining"} <= parts
+    names = {model.__name__ for model in MODELS}
+    assert {"DataConfig", "TrainConfig", "RuntimeConfig", "ModelConfig", "EvaluateConfig", "OptimizerConfig"} < names
+    assert {"MAEConfig", "SimMIMConfig", "KAMIMConfig", "LearningRateConfig", "KeypointWeight"} < names
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)

@@ -174,7 +174,7 @@ def known_keys() -> frozenset[str]:
 def test_keys_that_are_named_exist(page: Path) -> None:
     prose = "\n".join(re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")))
     named = {match.group() for match in KEY.finditer(prose)}
-    assert named - known_keys() == set()
+    assert {name for name in named - known_keys() if not name.endswith((".json", ".yaml"))} == set()
 
 
 def test_every_command_and_every_recipe_family_has_its_place_in_the_docs() -> None:
