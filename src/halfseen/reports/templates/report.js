@@ -15,6 +15,13 @@
     return String(Number(value.toPrecision(4)));
   };
 
+  // Labels of evenly spaced ticks: as many decimals as tell neighbours apart.
+  const tickLabel = (value, ticks) => {
+    const step = ticks.length > 1 ? Math.abs(ticks[1] - ticks[0]) : 0;
+    if (!step || step < 1e-5 || Math.abs(value) >= 1e5) return short(value);
+    if (step < 1e-3 && Math.abs(ticks[ticks.length - 1]) < 0.1) return short(value);
+    return value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
+  };
   const linearTicks = (low, high, wanted) => {
     const rough = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
@@ -61,9 +68,10 @@
       const f = log ? Math.log : (v) => v;
       const px = (x) => left + ((x - x0) / (x1 - x0)) * (right - left);
       const py = (y) => bottom - ((f(y) - f(y0)) / (f(y1) - f(y0))) * (bottom - top);
-      for (const tick of log ? logTicks(y0, y1) : linearTicks(y0, y1, height > 200 ? 7 : 5)) {
+      const marks = log ? logTicks(y0, y1) : linearTicks(y0, y1, height > 200 ? 7 : 5);
+      for (const tick of marks) {
         svg.append(make("line", { class: "gridline", x1: left, x2: right, y1: py(tick), y2: py(tick) }));
-        svg.append(make("text", { x: left - 6, y: py(tick) + 4, "text-anchor": "end" }, short(tick)));
+        svg.append(make("text", { x: left - 6, y: py(tick) + 4, "text-anchor": "end" }, log ? short(tick) : tickLabel(tick, marks)));
       }
       for (const tick of linearTicks(x0, x1, Math.max(3, Math.floor(width / 110))))
         svg.append(make("text", { x: px(tick), y: bottom + 16, "text-anchor": "middle" }, short(tick)));
@@ -125,7 +133,7 @@
     render();
     new ResizeObserver(render).observe(svg);
   };
-  document.querySelectorAll("[data-chart]").forEach((figure) => draw(figure, charts[Number(figure.dataset.chart)]));
+  document.querySelectorAll("[data-chart]").forEach((figure) => draw(figure, charts[figure.dataset.chart]));
 
   for (const slider of document.querySelectorAll("input[data-ratios]")) {
     const shares = slider.dataset.ratios.split(" ");
