@@ -290,6 +290,7 @@ def running_script(
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
     with running_script(tmp_path, "print(sum(len(step) for step in loader.batches(0, 5)))") as process:
@@ -297,6 +298,7 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
     assert (process.returncode, output, errors) == (0, "started\n5\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_source_from_a_guarded_script_is_found_by_the_workers(tmp_path: Path) -> None:
     preamble = "class Mine(ArraySource):\n    pass\n"
@@ -306,6 +308,7 @@ def test_a_source_from_a_guarded_script_is_found_by_the_workers(tmp_path: Path) 
     assert (process.returncode, output, errors) == (0, "started\n5\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.parametrize("when", ["starting", "running"])
 def test_workers_survive_ctrl_c_in_silence(tmp_path: Path, when: str) -> None:
@@ -336,6 +339,7 @@ print("saved", flush=True)
     assert (process.returncode, output, errors) == (0, "saved\n", "")
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_workers_end_when_the_training_process_is_killed(tmp_path: Path) -> None:
     body = """
