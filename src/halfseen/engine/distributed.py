@@ -5,6 +5,7 @@ a second, CPU-only group, so that they never wait for the device.
 """
 
 import contextlib
+import inspect
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -144,10 +145,13 @@ def wrap(method: nn.Module, distributed: Distributed, device: torch.device) -> n
     """
     if distributed.world_size == 1:
         return method
+    arguments = inspect.signature(DistributedDataParallel.__init__).parameters
+    renamed = "forward_sync_buffers" in arguments  # Since torch 2.15.
+    buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
     return DistributedDataParallel(
         method,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **buffers,
         find_unused_parameters=True,
         gradient_as_bucket_view=True,
     )
@@ -181,6 +185,7 @@ def launch(devices: int, argv: Sequence[str], module: str = "halfseen.cli.main")
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of find_unused_parameters, which `wrap` explains.
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
