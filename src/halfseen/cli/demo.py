@@ -18,7 +18,7 @@ def command(
 
     Example: halfseen demo
     """
-    from halfseen.cli.main import INTERRUPTED
+    from halfseen.cli.exits import INTERRUPTED
     from halfseen.cli.pretrain import print_result
     from halfseen.pretraining.demo import demo
 

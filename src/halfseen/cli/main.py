@@ -9,15 +9,14 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 from typer.core import TyperGroup
 
+from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process
 from halfseen.errors import ConfigError, HalfseenError
-
-INTERRUPTED = 130
-USERS_FAULT = 2
 
 
 class Entry(NamedTuple):
@@ -86,22 +85,32 @@ app = typer.Typer(
 )
 
 
-@app.callback(invoke_without_command=True)
+def print_version(wanted: bool) -> bool:
+    """Prints the version and ends, if it is wanted."""
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"halfseen {version('halfseen')}")
+        raise typer.Exit()
+    return wanted
+
+
+@app.callback()
 def halfseen(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log details to stderr.")] = False,
 ) -> None:
     """Teaches vision transformers to see from half-seen images: pre-train, measure, explain."""
-    if version:
-        from importlib.metadata import version as installed_version
-
-        typer.echo(f"halfseen {installed_version('halfseen')}")
-        raise typer.Exit()
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit()
     set_up_logging(logging.DEBUG if verbose else logging.INFO)
+
+
+def quiet_third_parties() -> None:
+    """Keeps notes from torch to its developers off the user's terminal, unless Python's -W or PYTHONWARNINGS asks."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)
 
 
 def set_up_logging(level: int) -> None:
@@ -114,16 +123,12 @@ def set_up_logging(level: int) -> None:
     logger.propagate = False
 
 
-def is_first_process() -> bool:
-    """Whether this is the only process, or number 0 of those that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def run(arguments: list[str]) -> int:
     """Runs one command line and gives the exit code; only faults of ours come out as exceptions."""
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, wherever typer keeps it
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="halfseen", standalone_mode=False)
+        words = arguments or ["--help"]
+        code = typer.main.get_command(app).main(args=words, prog_name="halfseen", standalone_mode=False)
         sys.stdout.flush()
     except usage_error as error:
         path = error.ctx.command_path if error.ctx else "halfseen"
@@ -142,18 +147,9 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def complain(fault: HalfseenError | str) -> None:
-    """A sentence on stderr; a process that `pretrain --devices` started hands it to its parent, which says it once."""
-    if isinstance(fault, HalfseenError) and "HALFSEEN_LAUNCH_DIR" in os.environ:
-        from halfseen.engine.distributed import report_failure
-
-        if report_failure(fault):
-            return
-    sys.stderr.write(f"{fault}\n")
-
-
 def main() -> None:
     """The entry point."""
+    quiet_third_parties()
     sys.exit(run(sys.argv[1:]))
 
 

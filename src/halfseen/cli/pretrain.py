@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfseen.cli.arguments import add_override, run_dir_of, settings_file, sort_words
-from halfseen.cli.main import INTERRUPTED, is_first_process
+from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process
 from halfseen.errors import ConfigError, HalfseenError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def command(
     overrides = add_override(overrides, "run_dir", run_dir_of(name, run_dir), "--run-dir" if run_dir else "--name")
     loaded = _settle(recipe, config, resume, overrides)
     if dry_run:
-        _print_dry_run(loaded)
+        _print_dry_run(loaded, devices)
         return
     if devices > 1:
         raise typer.Exit(_launch(devices, words or [], recipe, config, resume, name, run_dir))
@@ -79,7 +79,7 @@ def _settle(recipe: str | None, file: Path | None, resume: str | None, overrides
     except HalfseenError:
         if is_first_process():
             raise
-        raise typer.Exit(2) from None
+        raise typer.Exit(USERS_FAULT) from None
 
 
 def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence[str]) -> "Loaded[RunConfig]":
@@ -135,13 +135,13 @@ def print_result(result: "RunResult") -> None:
         screen.print(f"Report:  {result.report}")
 
 
-def _print_dry_run(loaded: "Loaded[RunConfig]") -> None:
+def _print_dry_run(loaded: "Loaded[RunConfig]", devices: int) -> None:
     from halfseen.config.load import dump_config
-    from halfseen.pretraining.dry_run import describe
+    from halfseen.pretraining.estimate import describe
 
     if is_first_process():
         typer.echo(dump_config(loaded.config, loaded.provenance), nl=False)
-        typer.echo(f"\n{describe(loaded.config)}")
+        typer.echo(f"\n{describe(loaded.config, devices)}")
 
 
 def _launch(
@@ -154,7 +154,6 @@ def _launch(
     run_dir: str | None,
 ) -> int:
     """Runs the same command line in several processes and gives the exit code."""
-    from halfseen.cli.main import complain
     from halfseen.engine.distributed import launch
 
     options = {"--recipe": recipe, "--config": config, "--resume": resume, "--name": name, "--run-dir": run_dir}

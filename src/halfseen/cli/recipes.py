@@ -90,10 +90,11 @@ def resolve(recipe: str, overrides: list[str]) -> "Loaded[RunConfig]":
     Raises:
         ConfigError: unknown name, or settings that are not allowed.
     """
+    layer = layer_of(recipe)
     from halfseen.config.load import load_config
     from halfseen.pretraining.config import RunConfig
 
-    return load_config(RunConfig, [layer_of(recipe)], overrides)
+    return load_config(RunConfig, [layer], overrides)
 
 
 def layer_of(recipe: str) -> Layer:
