@@ -163,6 +163,7 @@ def test_the_loss_sees_hidden_pixels_only(settings: str) -> None:
         for part in [method.decoder.decoder_pred] if method.name == "mae" else method.decoder.modules():
             if isinstance(part, torch.nn.Linear | torch.nn.Conv2d):
                 part.weight.zero_()
+                part.bias.normal_()  # not flat: every constant is as far from a standardised patch
     batch = make_batch(method)
     hidden = hidden_pixels(method, 4)
     loss = method(batch, progress()).loss.detach()

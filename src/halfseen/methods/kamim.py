@@ -179,21 +179,26 @@ class KAMIM(Method):
         tokens = self.cells.tokens_in_loss(hidden_cells, stride // encoder.patch_size)
         prediction = self.decoder(gather_tokens(features.patches, tokens.ids))  # [B, n, 3 * stride^2]
         target = pixel_target(images, stride, ids=tokens.ids, order="channels_first")
+        weights = tokens.weights
+        if self.loss_weight is not None:
+            of_keypoints = gather_tokens(self.loss_weight.of_patches(extras, stride), tokens.ids)  # [B, n, k, k]
+            weights = join_weights(weights, of_keypoints)
         hidden_pixels = len(images) * self.cells.num_hidden_patches * encoder.patch_size**2
 
+        def l1(predicted: Tensor, weights: Tensor | None) -> Tensor:
+            return masked_l1(predicted, target, num_hidden_pixels=hidden_pixels, weights=weights)
+
+        loss = l1(prediction, weights)
         with torch.no_grad():
+            l1_mean = l1(prediction, tokens.weights)
             metrics = {
-                "l1_mean": masked_l1(prediction, target, num_hidden_pixels=hidden_pixels, weights=tokens.weights),
+                "l1_mean": l1_mean,
+                "weight_gain": loss.detach() / l1_mean,
+                "mean_loss": l1(target.mean().expand_as(target), weights),
                 "hidden_share": mask.float().mean(),
                 "prediction_std": prediction.float().std(),
                 "target_std": target.std(),
             }
-        weights = tokens.weights
-        if self.loss_weight is not None:
-            of_keypoints = gather_tokens(self.loss_weight.of_patches(extras, stride), tokens.ids)
-            weights = join_weights(weights, of_keypoints)
-            metrics["weight_mean"] = of_keypoints.mean()
-        loss = masked_l1(prediction, target, num_hidden_pixels=hidden_pixels, weights=weights)
         return StepOutput(loss, metrics)
 
     def encoders(self) -> Mapping[str, Encoder]:

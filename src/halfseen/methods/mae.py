@@ -141,15 +141,14 @@ class MAE(Method):
         features: Features = self.encoder(images, visible_ids=split.visible_ids)
         prediction = self.decoder(features.prefix, features.patches, split.visible_ids, split.hidden_ids)
         target = pixel_target(images, patch_size, ids=split.hidden_ids, standardise=self.config.norm_pix_loss)
-        metrics = {}
         weights = None
         if isinstance(self.config.loss_weight, KeypointWeight):
             weights = gather_tokens(self.config.loss_weight.of_patches(extras, patch_size), split.hidden_ids)
-            metrics["weight_mean"] = weights.mean()
         loss = masked_mse(prediction, target, weights=weights)
         with torch.no_grad():
-            metrics |= {
-                "mse": masked_mse(prediction, target) if weights is not None else loss.detach(),
+            metrics = {
+                "mse": loss.detach() if weights is None else masked_mse(prediction, target),
+                "mean_loss": masked_mse(target.mean().expand_as(target), target, weights=weights),
                 "hidden_share": split.mask.float().mean(),
                 "prediction_std": prediction.float().std(),
                 "target_std": target.std(),

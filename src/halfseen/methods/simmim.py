@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.decoders import LinearPatchDecoder, PixelShuffleDecoder
 from halfseen.backbones.initialise import init_simmim
+from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError
 from halfseen.masking.random import CellGrid
 from halfseen.methods.base import CropRatio, CropScale, Method
@@ -165,28 +166,25 @@ class SimMIM(Method):
         if isinstance(self.config.loss_weight, KeypointWeight):
             density = self.config.loss_weight.of_patches(extras, stride)  # [B, N', k, k]
             weights = join_weights(weights, gather_tokens(density, tokens.ids))
-        num_hidden_pixels = len(images) * self.cells.num_hidden_patches * encoder.patch_size**2
-        loss = masked_l1(
-            prediction, target, num_hidden_pixels=num_hidden_pixels, weights=weights, order=self.pixel_order
-        )
+        # ViNy's mean L1 is divided again by the number of hidden tokens of an image.
+        hidden_tokens = self.cells.num_hidden_patches * (encoder.patch_size / stride) ** 2
+        divisor = hidden_tokens if self.config.divide_twice else 1.0
+        hidden_pixels = len(images) * self.cells.num_hidden_patches * encoder.patch_size**2
+
+        def l1(predicted: Tensor, weights: Tensor | None) -> Tensor:
+            return masked_l1(
+                predicted, target, num_hidden_pixels=hidden_pixels, weights=weights, order=self.pixel_order
+            )
+
+        loss = l1(prediction, weights) / divisor
         with torch.no_grad():
             metrics = {
-                "l1_mean": masked_l1(
-                    prediction,
-                    target,
-                    num_hidden_pixels=num_hidden_pixels,
-                    weights=tokens.weights,
-                    order=self.pixel_order,
-                ),
+                "l1_mean": loss * divisor if weights is tokens.weights else l1(prediction, tokens.weights),
+                "mean_loss": l1(target.mean().expand_as(target), weights) / divisor,
                 "hidden_share": mask.float().mean(),
                 "prediction_std": prediction.float().std(),
                 "target_std": target.std(),
             }
-            if weights is not None and tokens.weights is None:
-                metrics["weight_mean"] = weights.mean()
-        if self.config.divide_twice:
-            # ViNy's mean L1 is divided again by the number of hidden tokens; "l1_mean" stays undivided.
-            loss = loss / (self.cells.num_hidden_patches * (encoder.patch_size / stride) ** 2)
         return StepOutput(loss, metrics)
 
     def encoders(self) -> Mapping[str, Encoder]:
@@ -203,8 +201,7 @@ class SimMIM(Method):
         if parameter.ndim <= 1 or name.endswith(".bias") or own_name in ("cls_token", "reg_token", "pos_embed"):
             return GroupKey(decay=False)
         if own_name == "mask_token":
-            is_swin = self.encoder.stride > self.encoder.patch_size
-            return GroupKey(decay=not is_swin)
+            return GroupKey(decay=not isinstance(self.encoder, SwinEncoder))
         if self.config.decay_exclude_position_bias and own_name == "relative_position_bias_table":
             return GroupKey(decay=False)
         return GroupKey(decay=True)
