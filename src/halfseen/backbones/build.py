@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import timm
 import torch
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -167,12 +168,8 @@ def swin_window(
 
 
 def _check_patch_embedding(trunk: VisionTransformer, name: str) -> None:
-    projection = getattr(trunk.patch_embed, "proj", None)
-    if (
-        not isinstance(projection, torch.nn.Conv2d)
-        or projection.kernel_size != projection.stride
-        or projection.kernel_size[0] != projection.kernel_size[1]
-    ):
+    embedding = trunk.patch_embed
+    if type(embedding) is not PatchEmbed or embedding.patch_size[0] != embedding.patch_size[1]:
         raise ConfigError(
             f"model.name: {name!r} has a convolutional stem; hiding needs a plain square patch projection."
         )

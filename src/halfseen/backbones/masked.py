@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from timm.layers.attention import Attention
+from timm.models import beit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ def project_patches(
 
 
 def replace_hidden(
-    tokens: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], mask_token: Float[Tensor, "..."]
+    tokens: Float[Tensor, "B N D"], mask: Bool[Tensor, "B M"], mask_token: Float[Tensor, "..."]
 ) -> Float[Tensor, "B N D"]:
     """`tokens` with the mask token where `mask` is True.
 
@@ -114,7 +115,7 @@ def fused_attention_pays(tensor: Tensor) -> bool:
     return tensor.dtype not in (torch.bfloat16, torch.float16)
 
 
-def choose_attention(blocks: Iterable[Block], tensor: Tensor) -> None:
+def choose_attention(blocks: Iterable[Block | beit.Block], tensor: Tensor) -> None:
     """Set the kernel of timm's attention modules for the coming forward pass."""
     fused = fused_attention_pays(tensor)
     for block in blocks:
@@ -122,7 +123,7 @@ def choose_attention(blocks: Iterable[Block], tensor: Tensor) -> None:
 
 
 def attention_weights(
-    attention: Attention, tokens: Float[Tensor, "B T D"], bias: Tensor | None = None
+    attention: Attention | beit.Attention, tokens: Float[Tensor, "B T D"], bias: Tensor | None = None
 ) -> Float[Tensor, "B heads T T"]:
     """Softmax weights of a timm attention module for its (already normalised) input, float32, rows sum to 1."""
     B, T, _ = tokens.shape

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> object:
     stubs = [(_Settings, name) for name in _HARMLESS]
     try:
-        with torch.serialization.safe_globals(stubs):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals(stubs), warnings.catch_warnings():  # type: ignore[arg-type]
+            warnings.simplefilter("ignore")  # remarks on the file's pickle protocol; a fault raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))

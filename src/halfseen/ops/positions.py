@@ -93,14 +93,17 @@ def resize_positions_scale(
     """
     if rows != columns:
         raise ShapeError(f"position embedding: MSN's rule needs a square grid, got {rows} x {columns}.")
-    # The official code takes the root of the ratio of the counts; the product must not fall below the wanted side.
     return _resize(
-        positions,
-        rows,
-        columns,
-        num_prefix_tokens,
-        lambda side: {"scale_factor": math.sqrt(rows * columns / side**2)},
+        positions, rows, columns, num_prefix_tokens, lambda side: {"scale_factor": _scale_that_reaches(rows, side)}
     )
+
+
+def _scale_that_reaches(new_side: int, side: int) -> float:
+    """sqrt(new patches / old patches), nudged where rounding would lose the last row (the original fails there)."""
+    scale = math.sqrt(new_side**2 / side**2)
+    while math.floor(side * scale) < new_side:
+        scale = math.nextafter(scale, math.inf)
+    return scale
 
 
 def resize_positions(
