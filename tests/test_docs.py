@@ -1,6 +1,6 @@
 """What README and docs tell people to type works: commands and Python examples are run, each page as one story.
 
-A page's blocks run in order, in a folder of the page's own that holds `photos/` (forty small pictures in two class
+A page's blocks run in order, in a folder of the page's own that holds `photos/` (96 small pictures in two class
 folders) and `runs/first` (a finished tiny run). The convention, for whoever writes a page:
 
 * ```` ```console ```` : lines that begin with `$ ` are run; they must succeed. `make TARGET` is tried with --dry-run,
@@ -97,7 +97,7 @@ STORIES = [page for page in PAGES if any(block.language in ("console", "python")
 def test_what_a_page_tells_you_to_type_works(
     page: Path, tmp_path: Path, make_images: Callable[..., Path], request: pytest.FixtureRequest
 ) -> None:
-    make_images(tmp_path / "photos", count=40, size=64)
+    make_images(tmp_path / "photos", count=96, size=64)
     if "runs/first" in page.read_text(encoding="utf-8"):
         shutil.copytree(request.getfixturevalue("first_run"), tmp_path / "runs" / "first")
     for block in blocks(page):
