@@ -40,7 +40,7 @@ def test_a_folder_becomes_an_encoder_a_number_and_a_page(make_images: Callable[.
     assert "leave-one-out" in result["split"]
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [2, 4, 6, 8, 10, 12]
+    assert [record["step"] for record in records] == [1, 2, 4, 6, 8, 10, 12]
     assert records[-1]["samples_seen"] == 96
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["data"]["source"] == "photos"
