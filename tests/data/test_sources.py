@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -520,10 +521,8 @@ def test_gzip_is_not_taken_for_an_image(tmp_path: Path, draw: Draw) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_of_200_000_files_opens_fast(tmp_path: Path) -> None:
-    import time
-
-    for number in range(200):
+def test_a_folder_of_10_000_files_opens_fast(tmp_path: Path) -> None:
+    for number in range(10):
         folder = tmp_path / f"class{number:03d}"
         folder.mkdir()
         for image in range(1000):
@@ -531,6 +530,6 @@ def test_a_folder_of_200_000_files_opens_fast(tmp_path: Path) -> None:
     started = time.process_time()
     source = open_source(str(tmp_path))
     spent = time.process_time() - started
-    assert len(source) == 200_000
-    assert np.array_equal(source.labels, np.repeat(np.arange(200), 1000))
-    assert spent < 4.0  # measured 0.6 s; a list of pathlib paths takes 6
+    assert len(source) == 10_000
+    assert np.array_equal(source.labels, np.repeat(np.arange(10), 1000))
+    assert spent < 0.5  # measured 0.04

@@ -221,7 +221,7 @@ def _silhouette(item: UInt8[np.ndarray, "28 28"]) -> UInt8[np.ndarray, "28 28"]:
 
 
 @functools.lru_cache(maxsize=4)
-def draw_textures(side: int) -> UInt8[np.ndarray, "8 2*side 2*side 3"]:
+def draw_textures(side: int) -> UInt8[np.ndarray, "8 W W 3"]:
     """The eight backgrounds, each repeated twice in both directions so that any offset can be cut out."""
     y, x = np.mgrid[0:side, 0:side] / side
     turn = 2 * np.pi
