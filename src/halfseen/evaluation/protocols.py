@@ -94,6 +94,13 @@ def knn_protocol(
     class_names = _class_names(train.source, None if test is None else test.source)
     size = encoder.image_size if image_size is None else image_size
 
+    def choose(split: Split, most: int | None) -> NDArray[np.int64]:
+        return draw_subset(len(split.source), most, seed, "evaluate", split.name)
+
+    train_rows = choose(train, config.max_train)
+    votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
+    check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
+
     extractors: dict[str, Extractor] = {
         "encoder": EncoderFeatures(encoder, mean, std, feature=config.feature, device=device, precision=precision)
     }
@@ -104,9 +111,6 @@ def knn_protocol(
             random_encoder(), mean, std, feature=config.feature, device=device, precision=precision
         )
     extractors["raw_pixels"] = RawPixels(RAW_PIXEL_SIDE)
-
-    def choose(split: Split, most: int | None) -> NDArray[np.int64]:
-        return draw_subset(len(split.source), most, seed, "evaluate", split.name)
 
     def extract(split: Split, rows: NDArray[np.int64]) -> dict[str, FeatureSet]:
         def report(done: int, of: int) -> None:
@@ -125,9 +129,6 @@ def knn_protocol(
             on_progress=report,
         )
 
-    train_rows = choose(train, config.max_train)
-    votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
-    check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
     train_sets = extract(train, train_rows)
     test_sets = None if test is None else extract(test, choose(test, config.max_test))
     voters = next(iter(train_sets.values()))
