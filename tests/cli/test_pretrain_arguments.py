@@ -63,8 +63,9 @@ def test_settings_are_found_in_a_run_or_a_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stored_run(tmp_path: Path) -> Path:
-    """A run's folder with its settings; its recipe was overridden in two places."""
-    loaded = load_config(RunConfig, [recipe_layer("mae_small")], ["seed=5", "runtime.workers=0", "run_dir=elsewhere"])
+    """A run's folder with its settings; its recipe was overridden in places."""
+    overrides = ["seed=5", "method.mask_ratio=0.5", "train.batch_size=64", "data.image_size=28", "run_dir=elsewhere"]
+    loaded = load_config(RunConfig, [recipe_layer("mae_small")], overrides)
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(dump_config(loaded.config, loaded.provenance))
@@ -89,7 +90,7 @@ def test_a_resumed_run_does_not_change_its_science(stored_run: Path, tmp_path: P
     with pytest.raises(ConfigError, match=r"^seed: got 0, but the run in"):
         resumed(str(stored_run), "mae_small", None, [])
     file = tmp_path / "other.yaml"
-    file.write_text("data: {image_size: 56}\n")
+    file.write_text("data: {image_size: 56}  # Was 28.\n")
     with pytest.raises(ConfigError, match=r"^data\.image_size: got 56, but the run in"):
         resumed(str(stored_run), None, file, [])
 
@@ -161,11 +162,12 @@ def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
 ) -> None:
     make_images(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    tiny = ["model.depth=1", "model.embed_dim=32", "model.num_heads=2", "train.batch_size=4", "train.epochs=2"]
+    tiny = ["data.image_size=28", "model.patch_size=7", "model.depth=1", "model.embed_dim=32", "model.num_heads=2"]
+    tiny += ["train.batch_size=4", "train.epochs=2"]
     assert run(["pretrain", "photos", "--recipe", "mae_small", *tiny, "runtime.threads=1", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "source: photos  # override\n" in text
-    assert "norm_pix_loss: true  # recipe mae_small\n" in text
+    assert "name: mae  # recipe mae_small\n" in text
     assert "20 of photos, seen at 28 px" in text
     assert "10 (5 per epoch), 4 images each" in text
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

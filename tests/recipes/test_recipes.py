@@ -1,0 +1,209 @@
+"""Every recipe is complete, valid, explained, and holds the numbers of its paper."""
+
+import re
+import shlex
+
+import pytest
+
+from halfseen.backbones.build import build_encoder
+from halfseen.cli.arguments import sort_words
+from halfseen.config.load import Layer, dump_config, load_config
+from halfseen.config.recipes import recipe_comment, recipe_layer, recipe_names
+from halfseen.config.yaml_text import parse_settings
+from halfseen.engine.config import TrainConfig
+from halfseen.methods.table import METHODS, build_method
+from halfseen.pretraining.config import RunConfig, load_run_config
+
+NAMES = recipe_names()
+PUBLISHED = [name for name in NAMES if "imagenet1k" in name]
+CONFIGS = {name: load_run_config(name).config for name in NAMES}
+
+
+def peak(train: TrainConfig) -> float:
+    """The learning rate after the warm-up."""
+    reference = train.lr.reference_batch
+    return train.lr.base * (1 if reference is None else train.batch_size / reference)
+
+
+def test_all_published_recipes_are_there() -> None:
+    wanted = {f"simmim_{rest}" for rest in (
+        "swin_base_imagenet1k_100ep", "swin_base_imagenet1k_800ep", "swin_large_imagenet1k_800ep",
+        "vit_base_imagenet1k_800ep",
+    )}  # fmt: skip
+    wanted |= {
+        f"simmim_viny_4m_imagenet1k_100ep_{size}{end}" for size in ("45k", "100k", "200k") for end in ("", "_paper")
+    }
+    for model in ("base", "large", "huge"):
+        wanted |= {f"mae_vit_{model}_imagenet1k_{n}ep{end}" for n in (800, 1600) for end in ("", "_pixels")}
+    for model in ("vit_tiny", "vit_small", "vit_base", "swin_tiny", "swin_base"):
+        wanted |= {f"kamim_{model}_imagenet1k_110ep", f"simmim_{model}_imagenet1k_110ep_kamimprotocol"}
+    assert wanted <= set(NAMES)
+
+
+def test_every_method_has_a_small_recipe() -> None:
+    assert {f"{method}_small" for method in METHODS} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_says_what_is_inside(name: str) -> None:
+    config = CONFIGS[name]
+    assert name.startswith(f"{config.method.name}_")
+    if name in PUBLISHED:
+        model = config.model.name.removeprefix("simmim_")
+        assert name.startswith(f"{config.method.name}_{model}_imagenet1k_{config.train.epochs:.0f}ep")
+        assert config.data.source == "imagenet/train"
+    else:
+        assert re.fullmatch(r"[a-z]+_small(_64px)?", name)
+        assert config.data.source.startswith("bundled:")
+        assert config.train.batch_size <= 64
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_opening_comment_explains(name: str) -> None:
+    lines = recipe_comment(name)
+    text = " ".join(lines)
+    assert len(lines[0]) <= 80
+    for part in ("Command: halfseen pretrain ", "Expected: ", "Cost: ", "Not from "):
+        assert part in text
+    assert re.search(r"\d{4}\.\d{5}", text)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_of_the_comment_is_right(name: str) -> None:
+    line = next(line for line in recipe_comment(name) if line.startswith("Command: "))
+    words = shlex.split(line.removeprefix("Command: halfseen pretrain "))
+    options = {words[at]: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
+    assert options.pop("--recipe") == name
+    devices = int(options.pop("--devices", "1"))
+    assert options == {}
+    found = sort_words(
+        [w for at, w in enumerate(words) if not w.startswith("--") and not words[at - 1].startswith("--")]
+    )
+    config = load_run_config(name, None, found.overrides).config
+    assert found.data == config.data.source
+    assert config.train.split(devices).micro_batch_size <= 128
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_sets_each_key_once_and_survives_being_written(name: str) -> None:
+    text = dump_config(CONFIGS[name])
+    assert load_config(RunConfig, [Layer("written", parse_settings(text, name))]).config == CONFIGS[name]
+    keys = recipe_layer(name).values
+    assert list(keys)[:4] == ["seed", "data", "method", "model"]
+    assert "runtime" not in keys
+
+
+def kind(name: str) -> tuple[object, ...]:
+    """What decides whether sizes go together."""
+    config = CONFIGS[name]
+    model = config.model
+    return (config.data.image_size, config.method, model.name, model.patch_size, model.window_size)
+
+
+ONE_OF_EACH_KIND = list({kind(name): name for name in NAMES}.values())
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_image_patch_mask_and_window_go_together(name: str) -> None:
+    """Builds the real method, one block deep."""
+    config = CONFIGS[name]
+    shallow = {"depths": (1,) * 4} if config.model.name.startswith("swin") else {"depth": 1}
+    encoder = build_encoder(config.model.model_copy(update=shallow), config.data.image_size)
+    method = build_method(config.method, encoder, config.data.image_size, config.data.mean, config.data.std)
+    assert method.view_plan().views[0].size == config.data.image_size
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "start", "low", "epochs", "warmup", "size", "window", "drop_path"),
+    [
+        # Values per 2048 images: four times those of the paper's table, which are per 512.
+        ("simmim_swin_base_imagenet1k_100ep", 8e-4, 4e-6, 4e-5, 100, 10, 192, 6, 0.0),
+        ("simmim_swin_base_imagenet1k_800ep", 4e-4, 2e-6, None, 800, 10, 192, 6, 0.0),
+        ("simmim_swin_large_imagenet1k_800ep", 4e-4, 2e-6, None, 800, 10, 192, 12, 0.0),
+        ("simmim_vit_base_imagenet1k_800ep", 4e-4, 2e-6, None, 800, 10, 224, None, 0.1),
+    ],
+)
+def test_simmim_has_the_official_numbers(
+    name: str,
+    lr: float,
+    start: float,
+    low: float | None,
+    epochs: int,
+    warmup: int,
+    size: int,
+    window: int | None,
+    drop_path: float,
+) -> None:
+    config = CONFIGS[name]
+    train = config.train
+    scale = train.batch_size / 512
+    assert train.batch_size == 2048
+    assert train.lr.scale_all
+    assert train.lr.lag_steps == 1
+    assert peak(train) == pytest.approx(lr)
+    assert train.lr.warmup_start * scale == pytest.approx(start)
+    if low is None:
+        assert (train.lr.schedule, train.lr.milestones, train.lr.gamma) == ("multistep", (700,), 0.1)
+    else:
+        assert train.lr.schedule == "simmim_cosine"
+        assert train.lr.min * scale == pytest.approx(low)
+    assert (train.epochs, train.lr.warmup_epochs, train.clip_norm) == (epochs, warmup, 5.0)
+    assert (train.optimizer.betas, train.optimizer.eps, train.optimizer.weight_decay) == ((0.9, 0.999), 1e-8, 0.05)
+    assert (config.data.image_size, config.model.window_size, config.model.drop_path) == (size, window, drop_path)
+    assert (config.method.mask_ratio, config.method.crop_scale) == (0.6, (0.67, 1.0))
+    assert config.method.name == "simmim"
+    assert config.method.mask_cell_size == 32
+
+
+@pytest.mark.parametrize(("end", "lr", "gamma"), [("", 1e-3, 0.5), ("_paper", 1e-4, 0.1)])
+@pytest.mark.parametrize(("size", "images"), [("45k", 45_000), ("100k", 100_000), ("200k", 200_000)])
+def test_viny_has_the_numbers_of_code_and_paper(size: str, images: int, end: str, lr: float, gamma: float) -> None:
+    config = CONFIGS[f"simmim_viny_4m_imagenet1k_100ep_{size}{end}"]
+    train = config.train
+    assert config.data.subset_size == images
+    assert config.data.image_size == 128
+    assert (peak(train), train.lr.gamma, train.lr.milestones, train.lr.warmup_epochs) == (lr, gamma, (50, 85), 0)
+    assert (train.epochs, train.batch_size, train.clip_norm) == (100, 64, None)
+    assert (train.optimizer.weight_decay, train.optimizer.decay_all) == (0.05, True)
+    method = config.method
+    assert method.name == "simmim"
+    assert (method.mask_ratio, method.mask_cell_size, method.mask_rounding) == (0.5, None, "floor")
+    assert (method.decoder, method.divide_twice) == ("linear", True)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("mae")])
+def test_mae_has_the_official_numbers(name: str) -> None:
+    config = CONFIGS[name]
+    train, method = config.train, config.method
+    assert method.name == "mae"
+    assert (method.mask_ratio, method.norm_pix_loss, method.crop_scale) == (
+        0.75, not name.endswith("_pixels"), (0.2, 1.0)
+    )  # fmt: skip
+    assert (method.decoder_embed_dim, method.decoder_depth, method.decoder_num_heads) == (512, 8, 16)
+    assert (train.batch_size, train.lr.warmup_epochs, train.lr.min, train.clip_norm) == (4096, 40, 0.0, None)
+    assert (train.lr.schedule, train.lr.lag_steps) == ("mae_cosine", 0)
+    assert peak(train) == pytest.approx(2.4e-3)
+    assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.95), 0.05)
+    assert config.model.patch_size == (14 if "huge" in name else 16)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "kamim" in name])
+def test_kamim_and_its_baseline_have_the_original_numbers(name: str) -> None:
+    config = CONFIGS[name]
+    train, lr, method = config.train, config.train.lr, config.method
+    assert train.epochs == (lr.epochs or 0) + lr.warmup_epochs
+    assert (lr.warmup_epochs, peak(train), lr.warmup_start, lr.min) == (10, 8e-4, 1e-6, 1e-5)
+    assert (lr.schedule, lr.lag_steps) == ("kamim_cosine", 1)
+    assert (train.batch_size, train.clip_norm, train.drop_last) == (2048, 1.0, False)
+    assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.999), 0.05)
+    assert train.optimizer.decay_all
+    assert (method.mask_ratio, method.crop_scale, method.hflip, method.vflip) == (0.6, (0.67, 1.0), 0.5, 0.5)
+    assert (method.interpolation, method.antialias) == ("bilinear", False)
+    assert config.model.norm_eps == (None if "swin" in name else 1e-12)
+    assert config.data.image_size == (224 if "810ep" in name else 192)
+    if method.name == "kamim":
+        assert (method.detector, method.weight_patch_size, method.temperature) == ("fast", 8, 0.25)
+        assert (method.footprint, method.channel_order) == ("ring", "reference")
+    else:
+        assert method.name == "simmim"
+        assert method.loss_weight.kind == "uniform"
