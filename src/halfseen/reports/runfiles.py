@@ -2,6 +2,8 @@
 
 import json
 import math
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,7 +246,7 @@ def _read_pictures(path: Path, problems: list[str]) -> PictureSet | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in PictureSet._fields}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         problems.append(f"figures/{path.name} can't be read ({type(error).__name__}); left out.")
         return None
     return PictureSet(**values | {"note": str(values["note"])})

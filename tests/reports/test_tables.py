@@ -1,0 +1,49 @@
+"""Results in the terminal, and words for numbers."""
+
+import pytest
+from rich.console import Console
+
+from halfseen.reports.runfiles import Evaluation
+from halfseen.reports.tables import duration_words, metric_words, result_table, visible
+from reports.written_run import result
+
+
+def printed(table) -> str:
+    console = Console(width=140, markup=False, highlight=False, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_a_result_stands_beside_its_baselines():
+    text = printed(result_table(Evaluation.model_validate(result())))
+    assert "n = 300 classified by 1,000 labelled images" in text
+    row = next(line for line in text.splitlines() if "k = 20" in line)
+    assert [number in row for number in ("71.25", "60.50", "81.12")] == [True] * 3
+    assert "66.0 - 76.1" in text
+    assert "same network, random initialisation" in text
+
+
+def test_brackets_in_names_are_no_markup():
+    changed = result() | {"protocol": "[red]knn[/red]"}
+    assert "[red]knn[/red]" in printed(result_table(Evaluation.model_validate(changed)))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [("top1", "top-1"), ("top1_k20", "top-1, k = 20"), ("top5_k200_T0.04", "top-5, k = 200, T = 0.04"), ("nmi", "nmi")],
+)
+def test_metrics_in_words(key, words):
+    assert metric_words(key) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(3.21, "3.2 s"), (42, "42 s"), (95, "1 min 35 s"), (7325, "2 h 2 min"), (59.9, "1 min 0 s")]
+)
+def test_durations_in_words(seconds, words):
+    assert duration_words(seconds) == words
+
+
+def test_invisible_characters_are_spelled_out():
+    assert visible("a\nb\u202ec\x1b[0m\u2028d\ud800") == "a\\nb\\u202ec\\x1b[0m\\u2028d\\ud800"
+    assert visible("naïve 猫 🐈") == "naïve 猫 🐈"
