@@ -34,7 +34,7 @@ def test_durations_have_two_units(seconds: float, text: str) -> None:
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
-    terminal = open_terminal(True, stream)
+    terminal = open_terminal(True, Console(file=stream, width=40))
     assert isinstance(terminal, PlainTerminal)
     terminal.begin(last_step=100, step=0)
     for step in (10, 20, 30, 100):

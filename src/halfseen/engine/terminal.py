@@ -1,8 +1,7 @@
 """What a person sees while a run trains: a live line on a terminal, plain lines elsewhere. Process 0 alone speaks."""
 
-import sys
 import time
-from typing import Protocol, TextIO
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -83,9 +82,9 @@ class LiveTerminal:
 class PlainTerminal:
     """One line now and then, without control characters."""
 
-    def __init__(self, stream: TextIO) -> None:
-        """`stream` may be a file or a pipe."""
-        self._stream = stream
+    def __init__(self, console: Console) -> None:
+        """`console` may write to a file or a pipe."""
+        self._console = console
         self._last_step = 0
         self._spoken = 0.0
 
@@ -103,19 +102,18 @@ class PlainTerminal:
 
     def say(self, sentence: str) -> None:
         """Prints a line."""
-        print(sentence, file=self._stream, flush=True)
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to end."""
 
 
-def open_terminal(speaks: bool, stream: TextIO | None = None) -> Terminal:
+def open_terminal(speaks: bool, console: Console | None = None) -> Terminal:
     """The terminal of this process: live, plain, or silent if it doesn't speak. Writes to stderr by default."""
     if not speaks:
         return SilentTerminal()
-    target = sys.stderr if stream is None else stream
-    console = Console(file=target)
-    return LiveTerminal(console) if console.is_terminal else PlainTerminal(target)
+    target = Console(stderr=True) if console is None else console
+    return LiveTerminal(target) if target.is_terminal else PlainTerminal(target)
 
 
 def describe(record: Record, last_step: int) -> str:
