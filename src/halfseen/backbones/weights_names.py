@@ -344,9 +344,10 @@ def _usual_heads(width: int) -> int:
     usual = {preset.embed_dim: preset.num_heads[0] for preset in PRESETS.values() if preset.family == "vit"}
     if width in usual:
         return usual[width]
-    if width % 64 == 0:
-        return width // 64
-    raise WeightsError(f"weights: the width {width} doesn't tell the number of attention heads; say num_heads.")
+    raise WeightsError(
+        f"weights: the width {width} doesn't tell the number of attention heads; say num_heads, or give the run's "
+        "folder if the file is one of ours."
+    )
 
 
 def _final_norm(state: State) -> str:
