@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -47,7 +46,8 @@ PRECHECK_SECONDS = 5.0
 PRECHECK_LEAST = 100
 
 
-class BadFile(NamedTuple):
+@dataclass(frozen=True)
+class BadFile:
     """A file that gives no picture."""
 
     index: int
@@ -102,15 +102,15 @@ class Report:
     digests: dict[str, str] = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON: everything but the digests; bad files as objects."""
+        """For JSON: everything but the digests; files as objects."""
         content = asdict(self)
         del content["digests"]
-        content["bad"] = [bad._asdict() for bad in self.bad]
         content["left_out"] = [left._asdict() for left in self.left_out]
         return content
 
 
-class _Finding(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Finding:
     index: int
     reason: str | None
     digest: str = ""
