@@ -94,7 +94,6 @@ class Diary:
 
     folder: Path
     source: Source
-    checked: int = 0
     skipped: dict[int, SkippedFile] = field(default_factory=dict)
 
     def note(self, skipped: Sequence[SkippedFile]) -> None:
@@ -113,7 +112,6 @@ class Diary:
         Raises:
             DataError: too many of them are bad.
         """
-        self.checked = min(len(self.source), settings.precheck or 0)
         self.note(precheck(self.source, settings))
 
     def read(self) -> None:
@@ -131,7 +129,6 @@ class Diary:
             "labelled": int((self.source.labels >= 0).sum()),
             "classes": list(self.source.class_names),
             "fingerprint": self.source.fingerprint(),
-            "checked_before_training": self.checked,
             "left_out": [each._asdict() for each in self.source.left_out],
             "skipped": [each._asdict() for _, each in sorted(self.skipped.items())],
         }
