@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from halfseen.backbones.base import Encoder
 from halfseen.backbones.weights import Imported, fit_state, import_checkpoint, load_encoder
 from halfseen.errors import WeightsError
 from halfseen.methods.base import Method
@@ -19,7 +20,7 @@ def load_initial_weights(method: Method, init: str) -> None:
         WeightsError: nothing there, an encoder of other sizes, or one that lacks weights.
     """
     encoder = method.encoders()["student"]
-    foreign = _read_foreign(init)
+    foreign = _read_foreign(init, encoder)
     state = load_encoder(init).encoder.trunk.state_dict() if foreign is None else foreign.encoder_state
     fitted, report = fit_state(state, encoder.trunk, encoder.config.position_rule)
     if report.missing:
@@ -36,11 +37,13 @@ def load_initial_weights(method: Method, init: str) -> None:
             copy.load_state_dict(encoder.state_dict(), strict=False)
 
 
-def _read_foreign(init: str) -> Imported | None:
+def _read_foreign(init: str, encoder: Encoder) -> Imported | None:
     """The checkpoint of another project's code, or None where `init` is one of our own folders or files."""
     path = Path(init)
     ours = init.startswith("timm:") or path.is_dir() or path.suffix == ".json" or path.with_suffix(".json").is_file()
-    return None if ours or not path.exists() else import_checkpoint(path)
+    if ours or not path.exists():
+        return None
+    return import_checkpoint(path, image_size=encoder.image_size, model=encoder.config)
 
 
 def _load_rest(method: Method, foreign: Imported) -> None:
@@ -49,6 +52,8 @@ def _load_rest(method: Method, foreign: Imported) -> None:
     if foreign.mask_token is not None:
         offered["mask_token"] = foreign.mask_token
     own = method.state_dict()
+    if "mask_token" in offered and "mask_token" in own and offered["mask_token"].numel() == own["mask_token"].numel():
+        offered["mask_token"] = offered["mask_token"].reshape(own["mask_token"].shape)  # ViNy keeps a bare vector.
     taken = {name: tensor for name, tensor in offered.items() if name in own and own[name].shape == tensor.shape}
     method.load_state_dict(taken, strict=False)
     left = sorted(set(offered) - set(taken))
