@@ -447,11 +447,14 @@ def start_worker_server() -> None:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes started inside never see Ctrl-C, not even while they are still importing."""
+    """Processes started inside never see Ctrl-C or SIGTERM, not even while they are still importing.
+
+    The forkserver neither: its workers would take its end for that of the training process.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
