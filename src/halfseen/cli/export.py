@@ -38,7 +38,8 @@ def loading_lines(weights: Path) -> str:
         lines = ["import halfseen", f"encoder = halfseen.load_encoder({str(weights)!r}).encoder"]
     else:
         lines = [
-            f"import json, timm, safetensors.torch; about = json.load(open({str(described)!r}))['timm']",
+            "import json, pathlib, timm, safetensors.torch; "
+            f"about = json.loads(pathlib.Path({str(described)!r}).read_text())['timm']",
             "model = timm.create_model(about['model_name'], **about['kwargs']); "
             f"model.load_state_dict(safetensors.torch.load_file({str(weights)!r}))",
         ]

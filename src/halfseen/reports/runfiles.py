@@ -244,7 +244,7 @@ def _read_pictures(path: Path, problems: list[str]) -> PictureSet | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             values = {name: arrays[name] for name in PictureSet._fields}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         problems.append(f"figures/{path.name} can't be read ({type(error).__name__}); left out.")
