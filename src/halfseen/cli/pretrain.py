@@ -127,8 +127,6 @@ def print_result(result: "RunResult") -> None:
         for note in evaluation.notes:
             screen.print(f"- {note}")
     screen.print(result.message)
-    if not result.finished:
-        screen.print(f"Go on with: halfseen pretrain --resume {result.run_dir}")
     if result.encoder is not None:
         screen.print(f"Encoder: {result.encoder}")
     if result.report is not None:
