@@ -35,8 +35,19 @@ KINDS: dict[str, dict[str, str]] = {
         "vit_step": ".npz",
         "swin_step": ".npz",
     },
+    "knn_linear": {"knn": ".npz", "clustering": ".npz"},
 }
 """Topic -> prefix of the file names of a kind -> suffix of its files."""
+
+NOT_YET: dict[str, dict[str, str]] = {
+    "knn_linear": {
+        "features": ".npz",
+        "feature_backbone": ".safetensors",
+        "linear_probe": ".npz",
+        "attention_threshold": ".npz",
+    },
+}
+"""Kinds of parts that the library doesn't have yet (linear probes, attention maps): no strays, but without a test."""
 
 VECTOR_SUFFIXES = (".npz", ".json", ".safetensors")
 
@@ -54,9 +65,8 @@ def vectors(topic: str) -> list[Path]:
 
 def kind_of(path: Path, topic: str) -> str | None:
     """The kind that a vector file belongs to, or None where no kind claims it."""
-    claims = [
-        prefix for prefix, suffix in KINDS[topic].items() if path.name.startswith(prefix) and path.suffix == suffix
-    ]
+    kinds = KINDS[topic] | NOT_YET.get(topic, {})
+    claims = [prefix for prefix, suffix in kinds.items() if path.name.startswith(prefix) and path.suffix == suffix]
     return max(claims, key=len, default=None)
 
 
