@@ -9,7 +9,6 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import RectBivariateSpline
 from torch import Tensor
 
 from halfseen.errors import ShapeError
@@ -85,6 +84,8 @@ def _geometric_ratio(terms: int, total: int) -> float:
 
 
 def _spline(source: np.ndarray, square: np.ndarray, target: np.ndarray) -> np.ndarray:
+    from scipy.interpolate import RectBivariateSpline  # Seldom needed, and slow to import.
+
     degree = min(3, len(source) - 1)
     spline = RectBivariateSpline(source, source, square, kx=degree, ky=degree, s=0)
     return np.asarray(spline(target, target))

@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 
 from halfseen.config.load import Loaded, dump_config
-from halfseen.data.config import DataConfig
-from halfseen.data.doctor import precheck
 from halfseen.data.sources import Source
 from halfseen.engine.checkpoint import list_checkpoints
 from halfseen.errors import CheckpointError, ConfigError
@@ -30,28 +28,38 @@ LISTED_PACKAGES = (
 )  # fmt: skip
 
 
-def open_folder(config: RunConfig, resume: bool) -> Path:
-    """The folder of a run: the one in `run_dir`, or a new `runs/<method>-<data>-<number>`.
+def check_folder(config: RunConfig, resume: bool) -> None:
+    """See that the run may go where it is told to, before any work is done; nothing is made yet.
 
     Raises:
-        ConfigError: a new run into a folder that holds one already, or that can't be written.
+        ConfigError: a new run into a folder that holds one already, or a file in its place.
         CheckpointError: a run to resume that isn't there.
     """
     if config.run_dir is None:
-        return _new_folder(config)
+        return
     folder = Path(config.run_dir)
     exists = (folder / CONFIG).is_file()
     if resume and not exists:
-        raise CheckpointError(
-            f"'{folder}' is not a run: it has no {CONFIG}. Give the folder of a run, e.g. runs/mae-1."
-        )
+        raise _no_run(folder)
     if not resume and (exists or list_checkpoints(folder)):
         raise ConfigError(
             f"run_dir: '{folder}' holds a run already. Go on with it by `halfseen pretrain --resume {folder}`, or give "
             "another run_dir."
         )
-    _make(folder)
-    return folder
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run_dir: '{folder}' is a file. Give a folder.")
+
+
+def open_folder(config: RunConfig) -> Path:
+    """Make the folder of a run: the one in `run_dir`, or a new `runs/<method>-<data>-<number>`.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    if config.run_dir is None:
+        return _new_folder(config)
+    _make(Path(config.run_dir))
+    return Path(config.run_dir)
 
 
 def write_config(folder: Path, loaded: Loaded[RunConfig]) -> None:
@@ -106,14 +114,6 @@ class Diary:
         for batch in batches:
             self.note(batch.skipped)
 
-    def check(self, settings: DataConfig) -> None:
-        """Decode some files before the first step, and remember the bad ones.
-
-        Raises:
-            DataError: too many of them are bad.
-        """
-        self.note(precheck(self.source, settings))
-
     def read(self) -> None:
         """Take up what an interrupted run has written, if its data were the same."""
         if (self.folder / DATA).is_file():
@@ -154,9 +154,7 @@ def _make(folder: Path, exist_ok: bool = True) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=exist_ok)
     except FileExistsError:
-        if not exist_ok:
-            raise
-        raise ConfigError(f"run_dir: '{folder}' is a file. Give a folder.") from None
+        raise  # The name is taken: try the next one.
     except OSError as error:
         raise ConfigError(
             f"run_dir: '{folder}' can't be made ({error.strerror}). Give a folder you may write."

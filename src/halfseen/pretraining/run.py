@@ -16,6 +16,7 @@ from torch import Tensor
 from halfseen.backbones.base import Encoder
 from halfseen.config.load import Loaded
 from halfseen.config.yaml_text import Settings, parse_value, scalar_text
+from halfseen.data.doctor import precheck
 from halfseen.data.loader import Loader, evaluation_batches
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
@@ -35,8 +36,7 @@ from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import identity_of, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
-from halfseen.pretraining.finish import finish
-from halfseen.pretraining.folder import Diary, open_folder, write_config, write_environment
+from halfseen.pretraining.folder import Diary, check_folder, open_folder, write_config, write_environment
 
 logger = logging.getLogger(__name__)
 
@@ -124,19 +124,22 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
     """
     report_start()
     with processes(loaded.config.runtime.device) as world:
-        run_dir = Path(world.broadcast_object(str(open_folder(loaded.config, resume)) if world.is_main else ""))
-        config = loaded.config.model_copy(update={"run_dir": str(run_dir)})
+        config = loaded.config
+        check_folder(config, resume)
         torch.set_num_threads(config.runtime.threads)
         terminal = open_terminal(world.is_main)
         source = open_source(config.data.source, "train", config=config.data)
         require_same(world, "data", source.fingerprint())
         method = prepare_method(config)
         loader = _open_loader(config, method, source, world)
-        start = _starting_point(run_dir, config) if resume else None
+        start = _starting_point(Path(str(config.run_dir)), config) if resume else None
+        bad = precheck(source, config.data) if world.is_main else []
+        run_dir = Path(world.broadcast_object(str(open_folder(config)) if world.is_main else ""))
+        config = config.model_copy(update={"run_dir": str(run_dir)})
         diary = Diary(run_dir, source)
         if world.is_main:
             diary.read()
-            diary.check(config.data)
+            diary.note(bad)
             if not resume:
                 write_config(run_dir, Loaded(config, loaded.provenance))
             write_environment(run_dir, command)
@@ -147,6 +150,8 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         if not world.is_main or not outcome.finished:
             return RunResult(run_dir, outcome.finished, outcome.message, None, (), None)
         diary.write()
+        from halfseen.pretraining.finish import finish  # Pictures and pages load late: training starts sooner.
+
         harvest = finish(config, method, source, run_dir, outcome.step, terminal)
         return RunResult(run_dir, True, outcome.message, *harvest)
 
