@@ -11,6 +11,7 @@ import torch
 from engine.tiny import TinyMethod, run, settings
 from halfseen.engine.checkpoint import latest_checkpoint
 from halfseen.engine.distributed import Distributed, processes, report_failure, report_start
+from halfseen.engine.health import Health, RunShape
 from halfseen.errors import DataError, HalfseenError
 from halfseen.ops.collectives import gather_rows, max_over_processes, mean_over_processes, sum_over_processes
 
@@ -31,10 +32,13 @@ def uneven(here: Distributed, folder: Path) -> None:
 
 
 def resume(here: Distributed, folder: Path) -> None:
-    """Goes on where it was stopped, with dropout."""
+    """Goes on where it was stopped, with dropout; process 0 alone looks at features, between the logging steps."""
     path = latest_checkpoint(folder)
     step = int(path.name[-8:]) if path else 0
-    run(folder, settings(checkpoint_every_steps=3), distributed=here, resume_from=path, resume_step=step)
+    config = settings(checkpoint_every_steps=3, log_every_steps=5, health_every_steps=4)
+    probe = (lambda: torch.eye(4)) if here.is_main else None
+    health = Health(RunShape(steps_per_epoch=4, last_step=24))
+    run(folder, config, distributed=here, resume_from=path, resume_step=step, probe=probe, health=health)
 
 
 def slow(here: Distributed, folder: Path) -> None:

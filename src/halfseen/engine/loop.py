@@ -137,7 +137,7 @@ def fit(
         distributed: this process among others, from `distributed.processes`.
         resume_from: a checkpoint folder to go on from; None starts at step 0.
         probe: features float [n, D] of held-out images under the current weights, for the effective rank; called on
-            process 0, every `train.health_every_steps`. Give it on all processes or on none.
+            process 0 only, every `train.health_every_steps`.
         on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
         on_log: sees each line of metrics, on process 0.
         on_checkpoint: sees each checkpoint's folder and step, on process 0.
@@ -261,7 +261,7 @@ class Trainer:
             rows = len(batch.index)
             progress = self._progress(step, row, global_rows)
             share = rows * self.distributed.world_size / global_rows  # DDP takes the mean over the processes.
-            torch.manual_seed(stream_seed(self.seed, "model", step, self.distributed.rank, number))
+            _seed(self.device, stream_seed(self.seed, "model", step, self.distributed.rank, number))
             with self._gradients_travel(number == len(micro_batches) - 1):
                 with autocast(self.device, self.runtime.precision):
                     output: StepOutput = self.module(batch.to(str(self.device)), progress)
@@ -440,7 +440,7 @@ class Watch:
 
     def _features_are_due(self, step: int) -> bool:
         every = self.trainer.train.health_every_steps
-        return self.probe is not None and self.health is not None and every is not None and step % every == 0
+        return every is not None and step % every == 0
 
     def _record(self) -> dict[str, float | int]:
         trainer, state = self.trainer, self.trainer.state
@@ -468,6 +468,18 @@ class Watch:
         for finding in found:
             if self.journal.write_finding(finding):
                 self.terminal.say(f"Health: {finding.sentence}")
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators that a forward pass on `device` draws from.
+
+    `torch.manual_seed` seeds those of every kind of device there might be: half a millisecond of each step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 class _Measured(NamedTuple):
