@@ -108,7 +108,7 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(place: Path,
     weights.write_bytes(weights.read_bytes()[:1000])
     done = run("pretrain", "--resume", "runs/first", cwd=place)
     assert done.returncode == 0, done.stderr
-    assert "damaged" in done.stderr
+    assert "Damaged" in done.stderr
     assert newest.name in done.stderr
     assert final_weights(first_run) == wanted
 

@@ -82,7 +82,8 @@ def read_config(folder: Path) -> RunConfig:
 
 def write_environment(folder: Path, command: Sequence[str] | None) -> None:
     """Write environment.json: what a result depends on beside the settings."""
-    words = command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]]
+    program = Path(sys.argv[0]).name
+    words = command if command is not None else ["halfseen" if program == "__main__.py" else program, *sys.argv[1:]]
     content = {
         "command": shlex.join(words),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -26,7 +26,7 @@ from halfseen.engine.distributed import Distributed, processes, report_start, re
 from halfseen.engine.health import Health, RunShape, findings_before
 from halfseen.engine.journal import open_journal
 from halfseen.engine.loop import FitResult, fit
-from halfseen.engine.precision import autocast
+from halfseen.engine.precision import autocast, open_device
 from halfseen.engine.terminal import Terminal, open_terminal
 from halfseen.evaluation.results import Result
 from halfseen.methods.base import Method
@@ -125,6 +125,7 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
     report_start()
     with processes(loaded.config.runtime.device) as world:
         config = loaded.config
+        open_device(config.runtime.device, world.local_rank)  # A device that isn't there is said before all work.
         check_folder(config, resume)
         torch.set_num_threads(config.runtime.threads)
         terminal = open_terminal(world.is_main)
