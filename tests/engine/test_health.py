@@ -63,6 +63,32 @@ def test_a_loss_that_moved_and_settled_is_not_flat() -> None:
     assert found_over(Health(LONG), falling_then_still) == set()
 
 
+def test_losses_are_not_compared_with_themselves() -> None:
+    """Few lines so far, because they are far apart: the first ones are the last ones too."""
+    health = Health(LONG._replace(warmup_steps=0))
+    found: set[str] = set()
+    for step, loss in zip(range(50, 1000, 50), [1.0 - 0.01 * number for number in range(19)], strict=True):
+        found |= {finding.id for finding in health.check({"step": step, "loss": loss})}
+    assert found == set()
+
+
+def test_a_resumed_run_judges_as_an_unbroken_one() -> None:
+    lines = [
+        {"step": 10 * number, "loss": max(0.5, 1.0 - 0.02 * number), "grad_norm": None if number == 3 else 0.2}
+        for number in range(1, 100)
+    ]
+    looks = [
+        {"step": step, "loss": 0.5, "rankme": rank, "feature_std": 0.5} for step, rank in ((991, 60.0), (992, 40.0))
+    ]
+    health = Health(LONG)
+    health.replay([*lines, *looks])
+    assert {
+        finding.id for step in range(1000, 1200, 10) for finding in health.check({"step": step, "loss": 0.5})
+    } == set()
+    assert [finding.id for finding in health.check({"step": 1200, "loss": 0.5, "grad_norm": 2.5})] == ["gradient_spike"]
+    assert health.ranks == [60.0, 40.0]
+
+
 def test_predicting_the_mean() -> None:
     slow = [1.2 * 0.995**number if number < 40 else 0.98 for number in range(100)]
     assert found_over(Health(LONG._replace(mean_loss=1.0)), slow) == {"predicts_mean"}

@@ -243,7 +243,7 @@ class TrainConfig(BaseModel):
     health_every_steps: int | None = Field(
         500,
         ge=1,
-        description="Updates between two looks at the features of held-out images (effective rank, spread); None never "
+        description="Updates between two looks at the features of fixed images (effective rank, spread); None never "
         "looks.",
     )
 

@@ -5,7 +5,7 @@ loop hands over one record per logging step.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
@@ -103,6 +103,7 @@ class Health:
     shape: RunShape
     norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_MEMORY))
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=WAIT_RECORDS))
+    num_losses: int = 0
     first_losses: list[float] = field(default_factory=list)
     last_losses: deque[float] = field(default_factory=lambda: deque(maxlen=FLAT_RECORDS))
     moved: bool = False
@@ -123,10 +124,23 @@ class Health:
         if len(self.first_losses) < FLAT_RECORDS:
             self.first_losses.append(loss)
         self.last_losses.append(loss)
+        self.num_losses += 1
         return found + self._flat(step) + self._mean(step, record.get("mean_loss", self.shape.mean_loss))
 
+    def replay(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
+        """Take in what earlier sessions of the run have logged: a resumed run judges as an unbroken one."""
+        for past in records:
+            record = {name: value for name, value in past.items() if value is not None}
+            if "loss" not in record:
+                continue
+            self.check(record)
+            if "rankme" in record and "feature_std" in record:
+                self.check_features(
+                    int(record["step"]), float(record["loss"]), float(record["rankme"]), float(record["feature_std"])
+                )
+
     def check_features(self, step: int, loss: float, rank: float, spread: float) -> list[Finding]:
-        """Findings at one look at the features of held-out images: effective rank and spread of directions."""
+        """Findings at one look at the features of fixed images: effective rank and spread of directions."""
         found: list[Finding] = []
         self.ranks.append(rank)
         self.rank_losses.append(loss)
@@ -188,7 +202,8 @@ class Health:
         ]
 
     def _flat(self, step: int) -> list[Finding]:
-        if self.moved or step < self.shape.warmup_steps + FLAT_STEPS or len(self.last_losses) < FLAT_RECORDS:
+        # With fewer losses some would be first and last at once.
+        if self.moved or step < self.shape.warmup_steps + FLAT_STEPS or self.num_losses < 2 * FLAT_RECORDS:
             return []
         early, late = fmean(self.first_losses), fmean(self.last_losses)
         self.moved = abs(late - early) > FLAT_CHANGE * abs(early)

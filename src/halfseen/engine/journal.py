@@ -6,7 +6,7 @@ stands there twice and the files equal those of an unbroken run (but for times).
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,13 @@ class Journal:
         self.said = {str(line["health"]) for line in kept if "health" in line}
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._health = self._health_path.open("a", encoding="utf-8")
+
+    def past(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics that stand there so far; none on processes other than 0."""
+        if self._writes:
+            with self._metrics_path.open(encoding="utf-8") as file:
+                for line in file:
+                    yield json.loads(line)
 
     def write(self, record: Record) -> None:
         """Append one line of metrics."""

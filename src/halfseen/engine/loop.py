@@ -136,7 +136,7 @@ def fit(
         health: the watcher; None doesn't watch.
         distributed: this process among others, from `distributed.processes`.
         resume_from: a checkpoint folder to go on from; None starts at step 0.
-        probe: features float [n, D] of held-out images under the current weights, for the effective rank; called on
+        probe: features float [n, D] of fixed images under the current weights, for the effective rank; called on
             process 0 only, every `train.health_every_steps`.
         on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
         on_log: sees each line of metrics, on process 0.
@@ -410,6 +410,7 @@ class Watch:
         self._step, self._samples = trainer.state.step, trainer.state.samples_seen
         self._time, self._waited = time.monotonic(), trainer.loader.wait_seconds
         if health is not None:
+            health.replay(journal.past())
             self._tell(findings_before(health.shape))
 
     def is_due(self, step: int) -> bool:
