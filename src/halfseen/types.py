@@ -55,7 +55,7 @@ class ViewPlan:
 class SkippedFile(NamedTuple):
     """A file that could not be used, and the neighbour that stood in for it (None where it was left out)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple.index is not missed.
     path: str
     reason: str
     replaced_by: int | None

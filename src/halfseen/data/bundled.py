@@ -62,6 +62,8 @@ def _unpack() -> dict[str, Fashion]:
     except (OSError, ValueError) as error:
         raise DataError(f"the bundled data is missing or broken ({error}). Install halfseen again.") from None
     mosaic = cv2.imdecode(content["mosaic"], cv2.IMREAD_GRAYSCALE)
+    if mosaic is None:
+        raise DataError("the bundled data is broken (its picture can't be decoded). Install halfseen again.")
     rows, columns = mosaic.shape[0] // SIDE, mosaic.shape[1] // SIDE
     images = mosaic.reshape(rows, SIDE, columns, SIDE).transpose(0, 2, 1, 3).reshape(-1, SIDE, SIDE)
     images.flags.writeable = False

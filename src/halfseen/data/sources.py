@@ -84,9 +84,13 @@ class Source(ABC):
 class SubsetSource(Source):
     """Some of another source's images."""
 
+    whole: Source
+    indices: Int[np.ndarray, " n"]
+
     def __init__(self, whole: Source, indices: Int[np.ndarray, " n"]) -> None:
         if isinstance(whole, SubsetSource):
-            whole, indices = whole.whole, whole.indices[indices]
+            indices = whole.indices[indices]
+            whole = whole.whole
         self.whole, self.indices = whole, indices
         self.name, self.class_names, self.left_out = whole.name, whole.class_names, whole.left_out
         self.labels, self.is_sound = whole.labels[indices], whole.is_sound
