@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,17 +38,14 @@ def spread(seconds: Sequence[float]) -> float:
     return (high - low) / 2 / middle
 
 
-def gemm_peak(precision: str, repetitions: int = 7) -> float:
-    """Best FLOP/s of a large square matrix product in this precision."""
-    side = 2048
-    left, right = (torch.randn(side, side).to(PRECISIONS[precision]) for _ in range(2))
-    torch.mm(left, right)
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        torch.mm(left, right)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+GEMM_SIDE = 2048
+GEMM_FLOPS = 2 * GEMM_SIDE**3
+
+
+def gemm(precision: str) -> Callable[[], Tensor]:
+    """A large square matrix product, `GEMM_FLOPS` operations: what the machine can do at best."""
+    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE).to(PRECISIONS[precision]) for _ in range(2))
+    return lambda: torch.mm(left, right)
 
 
 def resident_peak() -> int:
