@@ -17,7 +17,7 @@ import torch
 from halfseen.config.load import Loaded, dump_config
 from halfseen.data.sources import Source
 from halfseen.engine.checkpoint import list_checkpoints
-from halfseen.errors import CheckpointError, ConfigError
+from halfseen.errors import CheckpointError, ConfigError, DataError
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.types import Batch, SkippedFile
 
@@ -64,7 +64,7 @@ def open_folder(config: RunConfig) -> Path:
 
 def write_config(folder: Path, loaded: Loaded[RunConfig]) -> None:
     """Write config.yaml: all settings, each with a comment that says who set it."""
-    (folder / CONFIG).write_text(dump_config(loaded.config, loaded.provenance), encoding="utf-8")
+    _write_whole(folder / CONFIG, dump_config(loaded.config, loaded.provenance))
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -116,11 +116,21 @@ class Diary:
             self.note(batch.skipped)
 
     def read(self) -> None:
-        """Take up what an interrupted run has written, if its data were the same."""
-        if (self.folder / DATA).is_file():
-            before = json.loads((self.folder / DATA).read_text(encoding="utf-8"))
-            if before["fingerprint"] == self.source.fingerprint():
-                self.note([SkippedFile(**each) for each in before["skipped"]])
+        """Take up what an interrupted run has written.
+
+        Raises:
+            DataError: its images were others, so the order of all that is to come would be another one.
+        """
+        if not (self.folder / DATA).is_file():
+            return
+        before = json.loads((self.folder / DATA).read_text(encoding="utf-8"))
+        if before["fingerprint"] != self.source.fingerprint():
+            raise DataError(
+                f"data.source: the images of '{self.source.name}' are not those that the run in '{self.folder}' began "
+                f"with ({before['images']:,} then, {len(self.source):,} now). A run goes on with the same files and "
+                "the same skip list: bring them back, or start a new run."
+            )
+        self.note([SkippedFile(**each) for each in before["skipped"]])
 
     def write(self) -> None:
         """Write data.json."""
@@ -163,8 +173,13 @@ def _make(folder: Path, exist_ok: bool = True) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
+    _write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file appears with all of its text or not at all: half a config.yaml would be read as other settings."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
