@@ -101,6 +101,16 @@ def test_resume_with_other_settings_is_refused(place: Path, first_run: Path) -> 
     assert final_weights(first_run) == before
 
 
+def test_resume_with_other_images_is_refused(place: Path, first_run: Path) -> None:
+    before = final_weights(first_run)
+    one = next((place / "photos").rglob("*.png"))
+    one.rename(place / "elsewhere.png")
+    assert_sentence(run("pretrain", "--resume", "runs/first", cwd=place), "photos", "24", "23")
+    (place / "elsewhere.png").rename(one)
+    assert run("pretrain", "--resume", "runs/first", cwd=place).returncode == 0
+    assert final_weights(first_run) == before
+
+
 def test_a_truncated_checkpoint_is_named_and_the_one_before_goes_on(place: Path, first_run: Path) -> None:
     wanted = final_weights(first_run)
     newest = checkpoints(first_run)[-1]
@@ -145,20 +155,23 @@ def test_a_malicious_pickle_is_refused_and_not_run(place: Path) -> None:
         assert not (place / "hacked").exists()
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(place: Path) -> None:
-    """The size of a file is limited by the system, as by a quota: later checkpoints can't be written."""
+@pytest.mark.parametrize(
+    ("largest", "expected"), [(20_000, ("checkpoint", "step-00000003")), (2_000, ("A file can't be written",))]
+)
+def test_a_full_disk_leaves_the_previous_checkpoint(place: Path, largest: int, expected: tuple[str, ...]) -> None:
+    """The size of a file is limited by the system, as by a quota: first checkpoints can't be written, then metrics."""
     words = [*MAE, "train.epochs=2", "train.checkpoint_every_steps=3"]
     assert run("pretrain", "photos", *words, "train.max_steps=3", "--name", "full", cwd=place).returncode == 0
     before = final_weights(place / "runs" / "full")
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from halfseen.cli.main import main; main()"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({largest}, {largest})); from halfseen.cli.main import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", limited, "pretrain", "--resume", "runs/full", "train.max_steps=null"],
         cwd=place, env=environment(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert_sentence(done, "checkpoint", "step-00000003")
+    assert_sentence(done, *expected)
     assert final_weights(place / "runs" / "full") == before
     assert run("pretrain", "--resume", "runs/full", "train.max_steps=null", cwd=place).returncode == 0
     assert checkpoints(place / "runs" / "full")[-1].name == "step-00000006"

@@ -5,6 +5,7 @@ module of the chosen sub-command is imported, so `halfseen --help` does not wait
 """
 
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -17,6 +18,10 @@ from typer.core import TyperGroup
 
 from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process
 from halfseen.errors import ConfigError, HalfseenError
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a file beyond the allowed size: what a person has to mend."""
 
 
 class Entry(NamedTuple):
@@ -39,7 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),
-    "export": Entry("export", "Write an encoder for timm, Hugging Face or ONNX."),
+    "export": Entry("export", "Write an encoder as safetensors that timm loads."),
     "import": Entry("import_", "Read official weights (MAE, SimMIM, KAMIM, ViNy) and report every key."),
 }
 
@@ -100,10 +105,9 @@ def halfseen(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Log details to stderr.")] = False,
 ) -> None:
     """Teaches vision transformers to see from half-seen images: pre-train, measure, explain."""
-    set_up_logging(logging.DEBUG if verbose else logging.INFO)
+    set_up_logging()
 
 
 def quiet_third_parties() -> None:
@@ -113,13 +117,13 @@ def quiet_third_parties() -> None:
         warnings.simplefilter("ignore", FutureWarning)
 
 
-def set_up_logging(level: int) -> None:
+def set_up_logging() -> None:
     """The library's log goes to stderr as plain lines; of several processes only the first one speaks."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("halfseen")
     logger.handlers = [handler]
-    logger.setLevel(level if is_first_process() else logging.ERROR)
+    logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     logger.propagate = False
 
 
@@ -144,6 +148,12 @@ def run(arguments: list[str]) -> int:
         # The reader (`head`, a pager) has seen enough; without this the interpreter complains while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f" '{error.filename}'" if error.filename else ""
+        complain(f"A file{where} can't be written: {error.strerror}. Free some space, then try again (or --resume).")
+        return USERS_FAULT
     return code if isinstance(code, int) else 0
 
 
