@@ -11,6 +11,7 @@ from halfseen.config.load import Layer, dump_config, load_config
 from halfseen.config.recipes import recipe_comment, recipe_layer, recipe_names
 from halfseen.config.yaml_text import parse_settings
 from halfseen.engine.config import TrainConfig
+from halfseen.errors import ConfigError
 from halfseen.methods.table import METHODS, build_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 
@@ -196,14 +197,28 @@ def test_kamim_and_its_baseline_have_the_original_numbers(name: str) -> None:
     assert (lr.schedule, lr.lag_steps) == ("kamim_cosine", 1)
     assert (train.batch_size, train.clip_norm, train.drop_last) == (2048, 1.0, False)
     assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.999), 0.05)
-    assert train.optimizer.decay_all
     assert (method.mask_ratio, method.crop_scale, method.hflip, method.vflip) == (0.6, (0.67, 1.0), 0.5, 0.5)
     assert (method.interpolation, method.antialias) == ("bilinear", False)
     assert config.model.norm_eps == (None if "swin" in name else 1e-12)
     assert config.data.image_size == (224 if "810ep" in name else 192)
     if method.name == "kamim":
+        assert (method.decay, train.optimizer.decay_all) == ("all", False)
         assert (method.detector, method.weight_patch_size, method.temperature) == ("fast", 8, 0.25)
         assert (method.footprint, method.channel_order) == ("ring", "reference")
     else:
         assert method.name == "simmim"
+        assert train.optimizer.decay_all
         assert method.loss_weight.kind == "uniform"
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("kamim_vit_tiny_imagenet1k_110ep", "method.decay=matrices"),
+        ("simmim_swin_tiny_imagenet1k_110ep_kamimprotocol", "method.decay_exclude_position_bias=true"),
+    ],
+)
+def test_a_methods_own_decay_setting_is_never_overruled_in_silence(name: str, override: str) -> None:
+    load_run_config(name, None, [override, "train.optimizer.decay_all=false"])
+    with pytest.raises(ConfigError, match=r"no effect with train\.optimizer\.decay_all=true"):
+        load_run_config(name, None, [override, "train.optimizer.decay_all=true"])

@@ -6,7 +6,7 @@ Each section is declared beside what it configures; here they are only put toget
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.backbones.config import ModelConfig
 from halfseen.config.load import Layer, Loaded, load_config
@@ -42,6 +42,20 @@ class RunConfig(BaseModel):
     runtime: RuntimeConfig = Field(
         default_factory=lambda: RuntimeConfig.model_validate({}), description="Machine, speed and output."
     )
+
+    @model_validator(mode="after")
+    def _decay_settings_have_an_effect(self) -> "RunConfig":
+        if self.train.optimizer.decay_all:
+            for key in ("decay", "decay_exclude_position_bias"):
+                field = type(self.method).model_fields.get(key)
+                value = getattr(self.method, key, None)
+                if field is not None and value != field.default:
+                    shown = str(value).lower()
+                    raise ValueError(
+                        f"method.{key}: got {shown}, but it has no effect with train.optimizer.decay_all=true, which "
+                        "decays every parameter. Leave one of them out."
+                    )
+        return self
 
 
 def load_run_config(
