@@ -73,6 +73,9 @@ def test_what_mae_cannot_work_with_is_refused() -> None:
     with pytest.raises(ConfigError, match="MAE drops patches and needs a plain ViT"):
         swin = ModelConfig(name="swin_base", embed_dim=8, depths=(1, 1), num_heads=(1, 2))
         MAE(MAEConfig(**SMALL_DECODER), build_encoder(swin, 32), 32, MEAN, STD)
+    with pytest.raises(ConfigError, match=r"model\.absolute_positions: got false"):
+        without = TINY.model_copy(update={"absolute_positions": False})
+        MAE(MAEConfig(**SMALL_DECODER), build_encoder(without, 32), 32, MEAN, STD)
     with pytest.raises(ConfigError, match=r"decoder_num_heads: 3 heads don't divide .* 16"):
         MAE(MAEConfig(**{**SMALL_DECODER, "decoder_num_heads": 3}), build_encoder(TINY, 32), 32, MEAN, STD)
     with pytest.raises(ConfigError, match=r"mask_ratio: 0\.95 of 16 patches leaves 0 visible"):

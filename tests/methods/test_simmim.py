@@ -96,3 +96,11 @@ def test_sizes_that_do_not_go_together_are_refused() -> None:
     encoder = build_encoder(TINY_SWIN, 64)
     with pytest.raises(ConfigError, match=r"data\.image_size: 72 px is no multiple of 16.*Choose 64"):
         SimMIM(SimMIMConfig(), encoder, 72, MEAN, STD)
+
+
+def test_a_setting_about_bias_tables_needs_an_encoder_with_some() -> None:
+    with pytest.raises(ConfigError, match="decay_exclude_position_bias: got true, but this model has no"):
+        build(
+            SimMIMConfig(mask_cell_size=16, decay_exclude_position_bias=True),
+            ModelConfig(name="vit_tiny", embed_dim=16, depth=1, num_heads=2),
+        )

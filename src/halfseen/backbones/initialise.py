@@ -30,6 +30,10 @@ def init_mae(encoder: Encoder, decoder: nn.Module, generator: Generator) -> None
         raise ConfigError(
             "model.name: MAE drops patches and needs a plain ViT (vit_*), this model has none of its positions."
         )
+    if encoder.trunk.pos_embed is None:
+        raise ConfigError(
+            "model.absolute_positions: got false, but MAE always puts its sine-cosine positions there. Leave it out."
+        )
     encoder.use_sincos_positions()
     for module in (encoder, decoder):
         for part in module.modules():

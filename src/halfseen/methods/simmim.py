@@ -91,7 +91,8 @@ class SimMIM(Method):
         mean, std: normalisation of the pixels, per colour, on the scale 0 to 1.
         seed: of the initial weights.
     Raises:
-        ConfigError: image, cell, patch and weight sizes that don't go together, or a mask that hides all or nothing.
+        ConfigError: image, cell, patch and weight sizes that don't go together, a mask that hides all or nothing, or
+            a setting about bias tables for an encoder without them.
     """
 
     name = "simmim"
@@ -126,6 +127,13 @@ class SimMIM(Method):
         )
         weight = config.loss_weight
         self.extras = weight.extras(image_size, "method.loss_weight") if isinstance(weight, KeypointWeight) else None
+
+        tables = any(name.endswith("relative_position_bias_table") for name, _ in encoder.named_parameters())
+        if config.decay_exclude_position_bias and not tables:
+            raise ConfigError(
+                "method.decay_exclude_position_bias: got true, but this model has no relative position bias tables. "
+                "Leave it out, or choose a simmim_vit_* or swin_* model."
+            )
 
         self.encoder = encoder
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.mask_dim))
