@@ -11,6 +11,11 @@ from parity.discovery import KINDS, kind_of, parity_dir, parity_files, vectors
 HERE = Path(__file__).parent
 
 
+def test_the_folder_of_vectors_is_there_and_not_empty() -> None:
+    """A mistyped HALFSEEN_PARITY_DIR would skip every parity test."""
+    assert any(vectors(topic) for topic in KINDS), f"{parity_dir()} holds no vectors of {', '.join(KINDS)}"
+
+
 @pytest.mark.parametrize("topic", sorted(KINDS))
 def test_every_vector_belongs_to_a_kind(topic: str) -> None:
     unknown = [path.name for path in vectors(topic) if kind_of(path, topic) is None]
