@@ -28,6 +28,7 @@ def test_official_weights_come_in_with_a_key_report(tmp_path, capsys):
     assert "unexpected: 0" in printed
     assert "Kind: mae" in printed
     assert "2 tensors of decoder and head" in printed
+    assert "The mask token" not in printed  # MAE's belongs to its decoder
     encoder = load_encoder(tmp_path / "out" / "encoder.safetensors").encoder.eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -46,6 +46,8 @@ def command(
         typer.echo(
             f"{beyond} tensors of decoder and head are not part of the encoder; `pretrain init=FILE` can use them."
         )
+    if imported.mask_token is not None:
+        typer.echo("The mask token has no place in the encoder; `pretrain init=FILE` can use it.")
     weights = export_encoder(
         encoder, out, mean=IMAGENET_MEAN, std=IMAGENET_STD, role="imported", extra={"origin": str(file)}
     )
