@@ -533,3 +533,16 @@ def test_a_folder_of_10_000_files_opens_fast(tmp_path: Path) -> None:
     assert len(source) == 10_000
     assert np.array_equal(source.labels, np.repeat(np.arange(10), 1000))
     assert spent < 0.5  # measured 0.04
+
+
+def test_the_shorter_side_is_told_by_the_header(tmp_path: Path, draw: Draw) -> None:
+    draw("a.png", "b.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.png").write_bytes(b"nothing")
+    source = open_source(str(tmp_path))
+    assert source.read(1).shape[:2] in ((8, 9), (9, 8))
+    assert [source.shorter_side(0), source.shorter_side(1), source.subset([1]).shorter_side(0)] == [8, 8, 8]
+    with pytest.raises(BadImage):
+        source.shorter_side(2)
+    assert ArraySource("grey", np.zeros((1, 5, 7), np.uint8), np.array([0]), ["a"]).shorter_side(0) == 5

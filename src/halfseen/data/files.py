@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from halfseen.data.config import DataConfig
-from halfseen.data.decode import decode_image, decode_mask
+from halfseen.data.decode import decode_image, decode_mask, inspect_image
 from halfseen.data.skip_list import SKIP_LIST_NAME, SkipEntry, read_skip_list
 from halfseen.data.sources import LeftOut, Source, Split, did_you_mean
 from halfseen.errors import DataError, MissingExtraError
@@ -98,6 +98,10 @@ class FileSource(Source):
 
     def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         return decode_image(self.path(index), self.max_pixels, shrink_to)
+
+    def shorter_side(self, index: int) -> int:
+        facts = inspect_image(self.path(index), self.max_pixels)
+        return min(facts.width, facts.height)
 
     def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
         if self._masks is None or not self._masks[index]:

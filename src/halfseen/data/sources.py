@@ -68,6 +68,14 @@ class Source(ABC):
             BadImage: if there is no picture to be had from it.
         """
 
+    def shorter_side(self, index: int) -> int:
+        """Pixels along the picture's shorter side; a file's header tells it without decoding.
+
+        Raises:
+            BadImage: if it can't be told.
+        """
+        return int(min(self.read(index).shape[:2]))
+
     def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
         """uint8 [H, W], class of each pixel (0 = background), or None where there are no masks."""
         return None
@@ -100,6 +108,9 @@ class SubsetSource(Source):
 
     def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         return self.whole.read(int(self.indices[index]), shrink_to)
+
+    def shorter_side(self, index: int) -> int:
+        return self.whole.shorter_side(int(self.indices[index]))
 
     def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
         return self.whole.read_mask(int(self.indices[index]))

@@ -30,7 +30,7 @@ class Geometry(NamedTuple):
 
 
 def typical_side(source: Source) -> int:
-    """Median shorter side, in pixels, of a few images of the source.
+    """Median shorter side, in pixels, of a few images of the source; files are not decoded for it.
 
     Unreadable ones are passed over; with none readable the answer is 224 (the data check names the trouble).
     """
@@ -38,7 +38,7 @@ def typical_side(source: Source) -> int:
     sides = []
     for row in rows:
         try:
-            sides.append(min(source.read(int(row)).shape[:2]))
+            sides.append(source.shorter_side(int(row)))
         except BadImage:
             continue
     return int(np.median(sides)) if sides else 224
