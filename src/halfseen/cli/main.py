@@ -19,7 +19,6 @@ from typer.core import TyperGroup
 from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process
 from halfseen.errors import ConfigError, HalfseenError
 
-
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, a used-up quota, a file beyond the allowed size: what a person has to mend."""
 
