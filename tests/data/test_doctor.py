@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from halfseen.data.config import DataConfig
 from halfseen.data.doctor import check, find_shared, precheck, read_skip_list, update_skip_list
 from halfseen.data.sources import open_source
+from halfseen.data.torchvision_sets import adapt
 from halfseen.errors import DataError
 from halfseen.ops.randomness import numpy_generator
 from odd_images import encode, picture, write_odd_images
@@ -147,6 +149,16 @@ def test_a_list_that_cannot_be_written_names_the_way_out(photos: Path, tmp_path:
     with pytest.raises(DataError, match="not made of files"):
         update_skip_list(bundled, check(bundled), tmp_path / "list.json")
     assert update_skip_list(bundled, check(bundled)) is None
+
+
+def test_no_list_is_left_for_torchvisions_sets(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training wouldn't read it; and the set's files have no folder of their own to put it in."""
+    monkeypatch.chdir(tmp_path)
+    source = adapt("torchvision:Imagenette", ImageFolder(str(photos)), 10**6)
+    report = check(source)
+    assert len(report.bad) == 2
+    assert update_skip_list(source, report) is None
+    assert list(tmp_path.rglob("*.json")) == []
 
 
 def test_images_shared_by_train_and_test_are_found(tmp_path: Path) -> None:

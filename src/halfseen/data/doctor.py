@@ -199,7 +199,7 @@ def update_skip_list(source: Source, report: Report, path: str | os.PathLike[str
         DataError: if it can't be written, or `path` is given for data that isn't made of files.
     """
     whole = source.whole if isinstance(source, SubsetSource) else source
-    if not isinstance(whole, FileSource):
+    if not isinstance(whole, FileSource) or whole.name.startswith("torchvision:"):  # Training reads no list there.
         if path is not None:
             raise DataError(f"'{source.name}' is not made of files that could be skipped. Leave out --skip-list.")
         return None
