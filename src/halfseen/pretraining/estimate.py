@@ -89,8 +89,8 @@ def describe(config: RunConfig, processes: int = 1) -> str:
         f"images       {found.images:,} of {config.data.source}, seen at {config.data.image_size} px",
         f"parameters   {found.parameters:,} learned, {found.encoder_parameters:,} of them or fixed in the encoder",
         f"steps        {found.steps:,} ({found.steps_per_epoch:,} per epoch), {config.train.batch_size} images each",
-        f"memory       about {_gigabytes(found.weight_bytes + found.activation_bytes)} per process: "
-        f"{_gigabytes(found.weight_bytes)} weights and moments, {_gigabytes(found.activation_bytes)} activations",
+        f"memory       about {_bytes(found.weight_bytes + found.activation_bytes)} per process: "
+        f"{_bytes(found.weight_bytes)} weights and moments, {_bytes(found.activation_bytes)} activations",
         f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} "
         f"(measured on {TRIAL_IMAGES} images, without waiting for data)",
     )
@@ -151,5 +151,7 @@ def _noise(method: Method, count: int) -> Batch:
     )
 
 
-def _gigabytes(count: int) -> str:
+def _bytes(count: int) -> str:
+    if count < 1e9:
+        return f"{count / 1e6:.1f} MB"
     return f"{count / 1e9:.2f} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
