@@ -82,10 +82,12 @@ def test_classifier_made_from_the_pretrained_encoder(path: Path, tmp_path: Path)
             model.forward_head(tokens, pre_logits=True).numpy(), arrays["out/features"], rtol=0, atol=1e-5
         )
         np.testing.assert_allclose(model(images).numpy(), arrays["out/logits"], rtol=0, atol=1e-5)
-        # The same tokens through our encoder, which keeps the last norm for the pooled feature.
+        # The same feature through our encoder, which keeps the last norm for the pooled tokens.
         encoder = build_encoder(ModelConfig.model_validate(per_block), images.shape[-1]).eval()
         found.load_into(encoder, partial=True)
-        np.testing.assert_allclose(encoder(images).patches.numpy(), tokens[:, 1:].numpy(), rtol=0, atol=1e-5)
+        encoder.trunk.load_state_dict(head, strict=False)
+        feature = encoder.trunk.fc_norm(encoder(images).patches.mean(dim=1))
+        np.testing.assert_allclose(feature.numpy(), arrays["out/features"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", parity_files("simmim", "vit_seed_encoder"))
