@@ -17,10 +17,20 @@ from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig
 from halfseen.types import Batch, Progress
 
-TRIAL_IMAGES = 4
-TRIAL_STEPS = 2
+FIRST_IMAGES = 2
+TRIAL_SECONDS = 2.0
+"""About as long one measured pass takes; small models are tried on whole micro-batches, large ones on few images."""
+TRIAL_PASSES = 3
 BYTES_PER_WEIGHT = 16
 """Weight, gradient and AdamW's two moments, float32 each."""
+
+
+class Trial(NamedTuple):
+    """A measured pass: images, seconds, and bytes that were kept for the backward pass."""
+
+    images: int
+    seconds: float
+    kept_bytes: int
 
 
 class Estimate(NamedTuple):
@@ -66,7 +76,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     steps_per_epoch = _steps_per_epoch(config, source)
     torch.set_num_threads(config.runtime.threads)
     method = prepare_method(config)
-    seconds, held = _try_out(config, method)
+    trial = _try_out(config, method, split.micro_batch_size)
     learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
     parameters = sum(parameter.numel() for parameter in learned)
     return Estimate(
@@ -75,9 +85,9 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
         encoder_parameters=sum(parameter.numel() for parameter in method.encoders()["student"].parameters()),
         steps_per_epoch=steps_per_epoch,
         steps=config.train.last_step(steps_per_epoch),
-        seconds_per_image=seconds,
+        seconds_per_image=trial.seconds / trial.images,
         weight_bytes=BYTES_PER_WEIGHT * parameters,
-        activation_bytes=int(held * split.micro_batch_size),
+        activation_bytes=trial.kept_bytes * split.micro_batch_size // trial.images,
     )
 
 
@@ -92,7 +102,7 @@ def describe(config: RunConfig, processes: int = 1) -> str:
         f"memory       about {_bytes(found.weight_bytes + found.activation_bytes)} per process: "
         f"{_bytes(found.weight_bytes)} weights and moments, {_bytes(found.activation_bytes)} activations",
         f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} "
-        f"(measured on {TRIAL_IMAGES} images, without waiting for data)",
+        "(measured on a few passes, without waiting for data)",
     )
     return "\n".join(lines)
 
@@ -102,12 +112,21 @@ def _steps_per_epoch(config: RunConfig, source: Source) -> int:
     return StepSampler(len(source), train.batch_size, config.seed, drop_last=train.drop_last).steps_per_epoch
 
 
-def _try_out(config: RunConfig, method: Method) -> tuple[float, float]:
-    """Seconds, and bytes kept for the backward pass, per image."""
+def _try_out(config: RunConfig, method: Method, micro_batch_size: int) -> Trial:
+    """A few passes forward and backward; the first, on two images, says how many the measured ones can take."""
     device = open_device(config.runtime.device)
     method.to(device)
-    batch = _noise(method, TRIAL_IMAGES).to(str(device))
-    progress = Progress(0, 1, 1, config.seed, 0, TRIAL_IMAGES)
+    count = min(FIRST_IMAGES, micro_batch_size)
+    first = _pass(config, method, device, count)
+    count = max(count, min(micro_batch_size, int(count * TRIAL_SECONDS / first.seconds)))
+    trials = [_pass(config, method, device, count) for _ in range(TRIAL_PASSES)]
+    return min(trials, key=lambda trial: trial.seconds)
+
+
+def _pass(config: RunConfig, method: Method, device: torch.device, count: int) -> Trial:
+    """One pass of `count` random pictures."""
+    batch = _noise(method, count).to(str(device))
+    progress = Progress(0, 1, 1, config.seed, 0, count)
     own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
     kept: dict[int, int] = {}
 
@@ -117,17 +136,15 @@ def _try_out(config: RunConfig, method: Method) -> tuple[float, float]:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    seconds = float("inf")
     with torch.random.fork_rng(devices=[]):
-        for _ in range(TRIAL_STEPS):
-            started = time.perf_counter()
-            watched = torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor)
-            with watched, autocast(device, config.runtime.precision):
-                loss = method(batch, progress).loss
-            loss.backward()
-            loss.item()  # Waits for the device.
-            seconds = min(seconds, time.perf_counter() - started)
-    return seconds / TRIAL_IMAGES, sum(kept.values()) / TRIAL_STEPS / TRIAL_IMAGES
+        started = time.perf_counter()
+        watched = torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor)
+        with watched, autocast(device, config.runtime.precision):
+            loss = method(batch, progress).loss
+        loss.backward()
+        loss.item()  # Waits for the device.
+        seconds = time.perf_counter() - started
+    return Trial(count, seconds, sum(kept.values()))
 
 
 def _noise(method: Method, count: int) -> Batch:
