@@ -203,11 +203,19 @@ def test_no_device_is_assumed() -> None:
     assert places(r".*\.cuda") == []
 
 
+SEEDING = (
+    "torch.manual_seed",
+    "torch.cuda.manual_seed",
+    "torch.mps.manual_seed",
+    "torch.default_generator.manual_seed",
+)
+
+
 def test_no_hidden_random_state() -> None:
     assert places(r"(np|numpy)\.random\.(seed|rand|randn|randint|permutation|shuffle|choice|uniform|normal)") == []
     assert places(r"random\.(seed|random|randint|shuffle|choice|uniform|sample|gauss)") == []
-    assert places(r"torch\.seed|torch\.random\.manual_seed|torch\.cuda\.manual_seed.*") == []
-    seeding = [path for path in FILES if any(name == "torch.manual_seed" for name, _ in calls(path))]
+    assert places(r"torch\.seed|torch\.random\.manual_seed|torch\.cuda\.manual_seed_all") == []
+    seeding = [path for path in FILES if any(name in SEEDING for name, _ in calls(path))]
     unforked = [path for path in seeding if not any(name.endswith("fork_rng") for name, _ in calls(path))]
     assert unforked == [], "torch's global state is seeded inside torch.random.fork_rng only"
 
@@ -254,7 +262,6 @@ COMES_WITH = {
     "click": "typer",
     "annotated_types": "pydantic",
     "pydantic_core": "pydantic",
-    "scipy": "scikit-learn",
     "torch_xla": "torch",  # Where there is a TPU its own image brings it; pip can't choose it for a machine.
 }
 
