@@ -4,6 +4,7 @@ One json object per line, flushed line by line. A resumed run first cuts off wha
 stands there twice and the files equal those of an unbroken run (but for times).
 """
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -89,6 +90,19 @@ class Journal:
             sink.close()
 
 
+def require_tensorboard() -> None:
+    """See that the extra 'tensorboard' is there.
+
+    Raises:
+        MissingExtraError: if it isn't.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtraError(
+            "runtime.tensorboard: got true, but tensorboard is not installed. "
+            "Run: pip install 'halfseen[tensorboard]', or write runtime.tensorboard=false."
+        )
+
+
 class TensorBoardSink:
     """Metrics for TensorBoard, in `<run>/tensorboard`; needs the extra 'tensorboard'."""
 
@@ -96,13 +110,9 @@ class TensorBoardSink:
         """Raises:
         MissingExtraError: if tensorboard isn't installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError(
-                "runtime.tensorboard: got true, but tensorboard is not installed. "
-                "Run: pip install 'halfseen[tensorboard]', or write runtime.tensorboard=false."
-            ) from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, record: Record) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from halfseen.config.yaml_text import Settings
+from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
 from halfseen.data.sources import BadImage, Source
 from halfseen.ops.randomness import numpy_generator
 
@@ -75,7 +76,7 @@ def settings_for(source: Source, method: str, accelerated: bool) -> Settings:
     target = TARGET_STEPS * (10 if accelerated else 1)
     epochs = min(400, max(1, math.ceil(target / steps_per_epoch)))
     settings: Settings = {
-        "data": {"image_size": shape.image_size},
+        "data": {"image_size": shape.image_size, "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
         "model": {"patch_size": shape.patch_size},
         "train": {"batch_size": batch_size, "epochs": epochs},
         "evaluate": {"crop_ratio": 1.0 if shape.image_size < 64 else 0.875},

@@ -8,6 +8,7 @@ from halfseen.backbones.weights import export_encoder
 from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import Terminal
+from halfseen.errors import DataError
 from halfseen.evaluation.protocols import Split, knn_protocol
 from halfseen.evaluation.results import Result
 from halfseen.methods.base import Method
@@ -34,7 +35,13 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
     mean, std = config.data.mean, config.data.std
     paths = {
         role: export_encoder(
-            encoder, run_dir, mean=mean, std=std, role=role, extra=extra, stem="encoder" if role == "student" else role
+            encoder,
+            run_dir,
+            mean=mean,
+            std=std,
+            role=role,
+            extra=extra,
+            stem="encoder" if role == "student" else f"encoder_{role}",
         )
         for role, encoder in method.encoders().items()
     }
@@ -42,9 +49,13 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
     labelled = len(source.class_names) > 1
     if config.evaluate.knn and labelled:
         terminal.say("Measuring: k-NN of the encoder, of the untrained network and of raw pixels.")
-        result = knn_of_run(config, method, source, run_dir, device)
-        result.write(run_dir / "evaluations")
-        evaluations.append(result)
+        try:
+            result = knn_of_run(config, method, source, run_dir, device)
+        except DataError as error:
+            terminal.say(f"No k-NN accuracy for this run: {error}")
+        else:
+            result.write(run_dir / "evaluations")
+            evaluations.append(result)
     elif config.evaluate.knn:
         terminal.say(
             "The images have no labels (no first-level folders), so there is no k-NN accuracy; the report shows "
@@ -69,9 +80,11 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
 
 
 def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path, device: str) -> Result:
-    """Weighted k-NN of the run's student on its own data: test split if there is one, else leave-one-out."""
+    """Weighted k-NN of the run's student on its own data: a labelled test split if there is one, else leave-one-out."""
     untrained = config.model_copy(update={"init": None, "seed": config.seed + 1})
     test = test_split(config)
+    if test is not None and not (test.labels >= 0).any():
+        test = None
     return knn_protocol(
         method.encoders()["student"],
         lambda: prepare_method(untrained).encoders()["student"],

@@ -23,8 +23,8 @@ from halfseen.data.sources import Source, open_source
 from halfseen.engine.checkpoint import latest_checkpoint, load_checkpoint
 from halfseen.engine.config import default_device
 from halfseen.engine.distributed import Distributed, processes, report_start, require_same
-from halfseen.engine.health import Health, RunShape, findings_before
-from halfseen.engine.journal import open_journal
+from halfseen.engine.health import Health, RunShape
+from halfseen.engine.journal import open_journal, require_tensorboard
 from halfseen.engine.loop import FitResult, fit
 from halfseen.engine.precision import autocast, open_device
 from halfseen.engine.terminal import Terminal, open_terminal
@@ -36,11 +36,11 @@ from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import identity_of, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
-from halfseen.pretraining.folder import Diary, check_folder, open_folder, write_config, write_environment
+from halfseen.pretraining.folder import Diary, check_folder, open_folder, read_config, write_config, write_environment
 
 logger = logging.getLogger(__name__)
 
-PROBE_IMAGES = 256
+PROBE_IMAGES = 128
 
 
 class RunResult(NamedTuple):
@@ -127,6 +127,8 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         config = loaded.config
         open_device(config.runtime.device, world.local_rank)  # A device that isn't there is said before all work.
         check_folder(config, resume)
+        if config.runtime.tensorboard:
+            require_tensorboard()
         torch.set_num_threads(config.runtime.threads)
         terminal = open_terminal(world.is_main)
         source = open_source(config.data.source, "train", config=config.data)
@@ -141,7 +143,7 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         if world.is_main:
             diary.read()
             diary.note(bad)
-            if not resume:
+            if not resume or config != read_config(run_dir):
                 write_config(run_dir, Loaded(config, loaded.provenance))
             write_environment(run_dir, command)
             diary.write()
@@ -172,9 +174,6 @@ def _train(
     shape = _shape(config, loader, method.encoders()["student"], world)
     journal = open_journal(run_dir, resume_step=step, writes=world.is_main, tensorboard=config.runtime.tensorboard)
     try:
-        for finding in findings_before(shape):
-            if journal.write_finding(finding):
-                terminal.say(f"Health: {finding.sentence}")
         return fit(
             method,
             loader,
@@ -223,12 +222,27 @@ def _shape(config: RunConfig, loader: Loader, encoder: Encoder, world: Distribut
 
 
 def _probe(config: RunConfig, method: Method, source: Source) -> Callable[[], Tensor]:
-    """Features of fixed images under the current weights, for the effective rank: float32 [n, D] on the CPU."""
-    rows = numpy_generator(config.seed, "probe").permutation(len(source))[:PROBE_IMAGES]
-    batches = evaluation_batches(source, rows, config.data.image_size, 64, crop_ratio=config.evaluate.crop_ratio)
-    views = [batch.images for batch in batches]
+    """Features of fixed images under the current weights, for the effective rank: float32 [n, D] on the CPU.
+
+    The images are read when they are first looked at, not before the first step.
+    """
+    views: list[Tensor] = []
+
+    def read() -> None:
+        rows = numpy_generator(config.seed, "probe").permutation(len(source))[:PROBE_IMAGES]
+        batches = evaluation_batches(
+            source,
+            rows,
+            config.data.image_size,
+            64,
+            resize=config.evaluate.resize,
+            crop_ratio=config.evaluate.crop_ratio,
+        )
+        views.extend(batch.images for batch in batches)
 
     def features() -> Tensor:
+        if not views:
+            read()
         encoder = method.encoders()["student"]
         device = next(encoder.parameters()).device
         was_training = encoder.training
