@@ -81,11 +81,18 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def write_environment(folder: Path, command: Sequence[str] | None) -> None:
-    """Write environment.json: what a result depends on beside the settings."""
+    """Write environment.json: what a result depends on beside the settings.
+
+    A run that goes on keeps the command that began it; the one that resumed it is noted beside.
+    """
     program = Path(sys.argv[0]).name
     words = command if command is not None else ["halfseen" if program == "__main__.py" else program, *sys.argv[1:]]
+    line = shlex.join(words)
+    before = folder / ENVIRONMENT
+    began: dict[str, str] = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
     content = {
-        "command": shlex.join(words),
+        "command": began.get("command", line),
+        **({"resumed_by": line} if began else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in LISTED_PACKAGES},
