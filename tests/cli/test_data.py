@@ -34,10 +34,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
 
 
-def test_table_lists_and_skip_list(
-    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "400")  # Wide enough for the longest temporary folder.
+def test_table_lists_and_skip_list(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "check", str(photos)]) == 0
     heard = capsys.readouterr()
     assert heard.err == ""

@@ -87,7 +87,9 @@ def _write_json(path: Path, content: dict[str, dict[str, object]], list_path: st
 
 
 def _print_report(console: "Console", split: str, report: "Report") -> None:
-    console.print(_make_table(split, report))
+    # A line of its own: as the table's title a long path would be broken at the table's width.
+    console.print(f"{report.source} ({split})", style="bold", markup=False, soft_wrap=True)
+    console.print(_make_table(report))
     for title, lines in (
         ("Bad files", [f"{bad.path}: {bad.reason}" for bad in report.bad]),
         ("Not reachable", [f"{left.path}: {left.reason}" for left in report.left_out]),
@@ -101,11 +103,11 @@ def _print_report(console: "Console", split: str, report: "Report") -> None:
                 console.print(f"  ... and {len(lines) - SHOWN_FILES} more (--json FILE lists all)")
 
 
-def _make_table(split: str, report: "Report") -> "Table":
+def _make_table(report: "Report") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"{report.source} ({split})"), show_header=False, title_justify="left")
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     duplicates = sum(len(paths) - 1 for paths in report.duplicates)
