@@ -16,8 +16,33 @@ ViewExtras = Callable[[tuple[np.ndarray, ...], np.random.Generator], dict[str, n
 
 
 @dataclass(frozen=True)
+class Photometric:
+    """Random changes of a view's colours and sharpness, after crop and flip, in the order of the fields.
+
+    Attributes:
+        brightness, contrast, saturation: factors are uniform in [max(0, 1 - strength), 1 + strength].
+        hue: turn of the colour circle, uniform in [-hue, hue], hue at most 0.5.
+        jitter: probability of the four changes above, which then come in a random order.
+        grayscale: probability that the view loses its colours.
+        blur: probability of a Gaussian blur.
+        blur_radius: smallest and largest standard deviation of the blur, in pixels.
+        solarize: probability that all values from 128 on are inverted.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter: float = 0.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+
+@dataclass(frozen=True)
 class ViewSpec:
-    """One kind of view: a random resized crop, flipped.
+    """One kind of view: a random resized crop, flipped, and recoloured where `colour` says so.
 
     Attributes:
         size: side of the square view, in pixels.
@@ -28,6 +53,7 @@ class ViewSpec:
         antialias: filter with the full support when shrinking (what Pillow does); False is plain point sampling.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
+        colour: changes of colour and sharpness; None makes none.
     """
 
     size: int
@@ -38,6 +64,7 @@ class ViewSpec:
     antialias: bool = True
     hflip: float = 0.5
     vflip: float = 0.0
+    colour: Photometric | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +143,11 @@ class Progress:
         """Passes over the data so far, fractional."""
         return self.step / self.steps_per_epoch
 
+    @property
+    def epoch_index(self) -> int:
+        """Number of the pass over the data that is under way, from 0."""
+        return self.step // self.steps_per_epoch
+
 
 class StepOutput(NamedTuple):
     """A method's answer to a batch.
@@ -129,11 +161,15 @@ class StepOutput(NamedTuple):
 
 
 class GroupKey(NamedTuple):
-    """How the optimiser treats one parameter; parameters with the same key share a group."""
+    """How the optimiser treats one parameter; parameters with the same key share a group.
+
+    With `clip=False` a parameter's gradient is neither clipped nor part of the norm.
+    """
 
     decay: bool
     lr_scale: float = 1.0
     unit: str = ""
+    clip: bool = True
 
 
 class Reconstruction(NamedTuple):

@@ -36,6 +36,15 @@ class Method(nn.Module, ABC):
 
     name: str
 
+    schedule_horizon: float = 1.0
+    """Lengths of the run over which the engine's MSN schedules go (MSN: 1.25, so that they never reach their end)."""
+
+    main_role: str = "student"
+    """Which of `encoders()` is the run's result: it becomes encoder.safetensors and is measured first."""
+
+    whole_batch_only: bool = False
+    """Whether the loss is a statistic of the whole batch, so that micro-batches would be another method."""
+
     @abstractmethod
     def view_plan(self) -> ViewPlan:
         """The views that the loader must cut from each image."""
@@ -51,6 +60,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """Weight decay and lr scale of a parameter, by its name within this module."""
+
+    def before_update(self, progress: Progress) -> None:
+        """Runs between clipping and the optimiser's update, e.g. to take a frozen layer's gradient away."""
+        return None
 
     def after_step(self, progress: Progress) -> None:
         """Runs after each optimiser update, e.g. the teacher's moving average. Nothing by default."""

@@ -1,7 +1,7 @@
 """Sums, means and gathers over the training processes; with one process each of them is the identity.
 
-Mathematics takes such a function as its `reduce=` argument and stays testable in one process. None of these is
-differentiable: they carry statistics and numbers for the log.
+Mathematics takes such a function as its `reduce=` argument and stays testable in one process. They carry statistics and
+numbers for the log and are not differentiable; only `mean_pass_through` is.
 """
 
 import torch
@@ -61,3 +61,27 @@ def gather_rows(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+class _MeanPassThrough(torch.autograd.Function):
+    """Mean over the processes; backward hands the gradient to this process's values as it is."""
+
+    @staticmethod
+    def forward(ctx: object, values: Tensor) -> Tensor:
+        return mean_over_processes(values)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
+def mean_pass_through(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The element-wise mean over the processes; its backward passes the incoming gradient on, without communication.
+
+    Together with the mean of the gradients that DDP takes, this gives the exact gradient of a function of the mean
+    over the processes. Source: Masked Siamese Networks, arXiv 2204.07141, official code.
+    """
+    if process_count() == 1:
+        return values
+    mean: Tensor = _MeanPassThrough.apply(values)  # type: ignore[no-untyped-call]
+    return mean
