@@ -27,6 +27,8 @@ class TinyMethod(nn.Module):
     def __init__(self, poison: int | None = None, dropout: float = 0.2) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(7)
+        self.schedule_horizon = 1.0
+        self.whole_batch_only = False
         self.hidden = nn.Linear(3 * SIZE * SIZE, 16)
         self.norm = nn.LayerNorm(16)
         self.out = nn.Linear(16, 3 * SIZE * SIZE)
@@ -57,6 +59,9 @@ class TinyMethod(nn.Module):
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         return GroupKey(decay=parameter.ndim > 1)
+
+    def before_update(self, progress: Progress) -> None:
+        """Nothing to do."""
 
     def after_step(self, progress: Progress) -> None:
         self.after.append(progress.step)

@@ -15,8 +15,10 @@ from halfseen.errors import ConfigError
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 ScheduleName = Literal[
-    "mae_cosine", "simmim_cosine", "kamim_cosine", "multistep", "linear", "step", "constant"
+    "mae_cosine", "simmim_cosine", "kamim_cosine", "ibot_cosine", "msn_cosine",
+    "multistep", "linear", "step", "constant",
 ]  # fmt: skip
+DecayScheduleName = Literal["constant", "ibot_cosine", "msn_cosine"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DeviceName = Literal["cpu", "cuda", "mps", "xla"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -32,6 +34,8 @@ SCHEDULE_KEYS: Mapping[str, frozenset[str]] = {
     "mae_cosine": frozenset({"min", "epochs"}),
     "simmim_cosine": frozenset({"min", "epochs"}),
     "kamim_cosine": frozenset({"min", "epochs"}),
+    "ibot_cosine": frozenset({"min"}),
+    "msn_cosine": frozenset({"min"}),
     "multistep": frozenset({"milestones", "gamma"}),
     "linear": frozenset({"epochs"}),
     "step": frozenset({"decay_epochs", "gamma"}),
@@ -89,6 +93,14 @@ class OptimizerConfig(BaseModel):
     weight_decay: float = Field(
         0.05, ge=0.0, description="Decay of the weights per unit of learning rate, no unit (lambda)."
     )
+    weight_decay_schedule: DecayScheduleName = Field(
+        "constant",
+        description="How the decay goes from weight_decay to weight_decay_end over the run: constant, ibot_cosine "
+        "(iBOT, DINO) or msn_cosine (counted from 1, over the method's schedule_horizon).",
+    )
+    weight_decay_end: float | None = Field(
+        None, ge=0.0, description="Weight decay at which the cosine ends, no unit (lambda_end); None with constant."
+    )
     trust: float = Field(
         1e-3, gt=0.0, description="LARS: update norm over weight norm, no unit (trust coefficient eta)."
     )
@@ -102,7 +114,12 @@ class OptimizerConfig(BaseModel):
     def _settings_have_an_effect(self) -> "OptimizerConfig":
         for key in sorted(frozenset().union(*OPTIMIZER_KEYS.values()) - OPTIMIZER_KEYS[self.name]):
             _must_be_default(self, key, f"the optimizer '{self.name}'")
-        if self.decay_all and self.weight_decay == 0.0:
+        if (self.weight_decay_schedule == "constant") != (self.weight_decay_end is None):
+            raise ValueError(
+                f"weight_decay_end: got {_shown(self.weight_decay_end)} with weight_decay_schedule = "
+                f"'{self.weight_decay_schedule}'. Give a number with a cosine, and leave it out with constant."
+            )
+        if self.decay_all and self.weight_decay == 0.0 and not self.weight_decay_end:
             raise ValueError("decay_all: got true, but weight_decay is 0, so there is nothing to decay. Leave it out.")
         return self
 
@@ -122,7 +139,8 @@ class LearningRateConfig(BaseModel):
     schedule: ScheduleName = Field(
         "mae_cosine",
         description="Curve after the warm-up: mae_cosine (starts anew at the end of the warm-up), simmim_cosine and "
-        "kamim_cosine (evaluated at the step itself, so it drops there), multistep, linear, step or constant.",
+        "kamim_cosine (evaluated at the step itself, so it drops there), ibot_cosine (the warm-up includes both its "
+        "ends), msn_cosine (over the method's schedule_horizon), multistep, linear, step or constant.",
     )
     warmup_epochs: float = Field(0.0, ge=0.0, description="Length of the linear warm-up, in epochs, may be fractional.")
     warmup_start: float = Field(0.0, ge=0.0, description="Learning rate at the first step of the warm-up.")
@@ -164,7 +182,7 @@ class LearningRateConfig(BaseModel):
             _must_be_default(self, "warmup_start", "a run without warm-up (warmup_epochs = 0)")
         if self.reference_batch is None:
             _must_be_default(self, "scale_all", "a learning rate that isn't scaled (reference_batch = null)")
-        if self.index == "microbatch" and self.schedule in ("mae_cosine", "constant"):
+        if self.index == "microbatch" and self.schedule in ("mae_cosine", "ibot_cosine", "msn_cosine", "constant"):
             _must_be_default(self, "index", schedule)
         if self.min > self.base:
             raise ValueError(f"min: got {self.min}, which is above base = {self.base}. Give a smaller one.")
@@ -223,7 +241,12 @@ class TrainConfig(BaseModel):
     clip_norm: float | None = Field(
         None,
         gt=0.0,
-        description="Largest global L2 norm of the gradient, larger ones are shortened; None doesn't clip.",
+        description="Largest L2 norm of the gradient, larger ones are shortened; None doesn't clip.",
+    )
+    clip_scope: Literal["global", "tensor"] = Field(
+        "global",
+        description="Whose norm clip_norm bounds: that of all gradients together (global), or of each parameter's by "
+        "itself (tensor), as iBOT and DINO do.",
     )
     clip_each_micro_batch: bool = Field(
         False,
@@ -249,6 +272,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
+        if self.clip_norm is None:
+            _must_be_default(self, "clip_scope", "a run without clipping (clip_norm = null)")
         if self.clip_each_micro_batch and self.clip_norm is None:
             raise ValueError("clip_each_micro_batch: got true, but clip_norm is null. Set clip_norm or leave it out.")
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:

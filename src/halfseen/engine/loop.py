@@ -32,7 +32,9 @@ from halfseen.engine.interruption import Interruption
 from halfseen.engine.journal import Journal, Record
 from halfseen.engine.optim import (
     LearningRate,
+    WeightDecay,
     build_optimizer,
+    clip_each_tensor,
     clip_gradients,
     gradient_norm,
     load_optimizer_tensors,
@@ -42,7 +44,7 @@ from halfseen.engine.optim import (
 from halfseen.engine.precision import autocast, open_device, open_scaler
 from halfseen.engine.state import TrainState
 from halfseen.engine.terminal import Terminal, duration
-from halfseen.errors import CheckpointError, TrainingError
+from halfseen.errors import CheckpointError, ConfigError, TrainingError
 from halfseen.ops.effective_rank import feature_std, rankme
 from halfseen.ops.randomness import stream_seed
 from halfseen.types import Batch, GroupKey, Progress, StepOutput
@@ -51,11 +53,17 @@ from halfseen.types import Batch, GroupKey, Progress, StepOutput
 class Trainable(Protocol):
     """What the loop needs of a method: an `nn.Module` with these; `methods.base.Method` has them."""
 
+    schedule_horizon: float
+    whole_batch_only: bool
+
     def __call__(self, batch: Batch, progress: Progress) -> StepOutput:
         """The loss of one micro-batch."""
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """Weight decay and lr scale of a parameter."""
+
+    def before_update(self, progress: Progress) -> None:
+        """Runs after clipping, before each update."""
 
     def after_step(self, progress: Progress) -> None:
         """Runs after each update."""
@@ -207,6 +215,12 @@ class Trainer:
     ) -> None:
         """Moves the method to the device and builds the optimiser; nothing is trained yet."""
         split = train.split(distributed.world_size)
+        if method.whole_batch_only and split.accumulation > 1:
+            raise ConfigError(
+                f"train.micro_batch_size: got {split.micro_batch_size}, but this method's loss is a statistic of the "
+                f"whole batch of {split.per_process} images that a process sees per step. Leave it out, or lower "
+                "train.batch_size."
+            )
         self.train, self.runtime, self.loader = train, runtime, loader
         self.seed, self.run_dir, self.identity, self.distributed = seed, run_dir, identity, distributed
         self.state = TrainState()
@@ -216,14 +230,15 @@ class Trainer:
         self.bare = cast(nn.Module, method).to(self.device).train()
         self.method = method
         groups = parameter_groups(self.bare.named_parameters(), method.parameter_group, train.optimizer)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.parameters = [parameter for group in groups if group["clip"] for parameter in group["params"]]
         self.optimizer = build_optimizer(groups, train.optimizer, self.device)
         self.scaler = open_scaler(self.device, runtime.precision, self.state)
         self.module = wrap(self.bare, distributed, self.device)
         rows = loader.sampler.num_images if not train.drop_last else loader.steps_per_epoch * train.batch_size
         self.learning_rate = LearningRate.of_run(
-            train, split, loader.steps_per_epoch, -(-rows // distributed.world_size)
+            train, split, loader.steps_per_epoch, -(-rows // distributed.world_size), method.schedule_horizon
         )
+        self.weight_decay = WeightDecay(train.optimizer, self.total_steps, method.schedule_horizon)
         self.norm: Tensor | None = None
         self._pending: list[_Measured] = []
         self._saved_step: int | None = None
@@ -255,6 +270,7 @@ class Trainer:
         train, step = self.train, self.state.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step, group["lr_scale"])
+            group["weight_decay"] = self.weight_decay(step) if group["decay"] else 0.0
         first_row, global_rows = self._rows(step)
         row = first_row
         for number, batch in enumerate(micro_batches):
@@ -267,14 +283,15 @@ class Trainer:
                     output: StepOutput = self.module(batch.to(str(self.device)), progress)
                 self.scaler.scale(output.loss * share).backward()  # type: ignore[no-untyped-call]
             if train.clip_each_micro_batch and train.clip_norm is not None:
-                self.norm = clip_gradients(self.parameters, train.clip_norm)
+                self.norm = self._clip(train.clip_norm)
             self._pending.append(_Measured(step, share, output.loss.detach(), output.metrics))
             row += rows
         self.scaler.unscale_(self.optimizer)
         if train.clip_norm is not None and not train.clip_each_micro_batch:
-            self.norm = clip_gradients(self.parameters, train.clip_norm)
+            self.norm = self._clip(train.clip_norm)
         elif measure and train.clip_norm is None:
             self.norm = gradient_norm(self.parameters)
+        self.method.before_update(self._progress(step, first_row, global_rows))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -364,6 +381,10 @@ class Trainer:
     def count_time(self) -> None:
         """Bring `state.seconds` up to date."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._begun
+
+    def _clip(self, max_norm: float) -> Tensor:
+        clip = clip_each_tensor if self.train.clip_scope == "tensor" else clip_gradients
+        return clip(self.parameters, max_norm)
 
     def _progress(self, step: int, row: int, global_rows: int) -> Progress:
         return Progress(step, self.total_steps, self.loader.steps_per_epoch, self.seed, row, global_rows)
@@ -460,6 +481,8 @@ class Watch:
             "memory_mb": peak_memory(trainer.device),
             "seconds": state.seconds,
         }
+        if trainer.train.optimizer.weight_decay_schedule != "constant":
+            record["weight_decay"] = trainer.weight_decay(state.step - 1)
         if trainer.norm is not None:
             record["grad_norm"] = float(trainer.norm)
         self._step, self._samples, self._time, self._waited = state.step, state.samples_seen, now, waited

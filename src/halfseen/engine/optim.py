@@ -82,7 +82,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimiser groups of the parameters that need a gradient: one per distinct `GroupKey`, with its decay.
 
-    Each group also carries `names`, `lr_scale` and `unit`.
+    Each group also carries `names`, `decay` (whether the decay's schedule acts on it), `lr_scale`, `unit` and `clip`.
     """
     groups: dict[GroupKey, dict[str, Any]] = {}
     for name, parameter in named_parameters:
@@ -97,8 +97,10 @@ def parameter_groups(
                 "params": [],
                 "names": [],
                 "weight_decay": config.weight_decay if key.decay else 0.0,
+                "decay": key.decay,
                 "lr_scale": key.lr_scale,
                 "unit": key.unit,
+                "clip": key.clip,
             },
         )
         group["params"].append(parameter)
@@ -171,6 +173,50 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     return norm
 
 
+def clip_each_tensor(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Shorten each gradient whose own L2 norm n has max_norm / (n + 1e-6) < 1, without host synchronisation.
+
+    Returns:
+        the global norm before: float32 [], on the device.
+    Source: DINO, arXiv 2104.14294, and iBOT, arXiv 2111.07832, official code.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    stacked = torch.stack([norm.float() for norm in norms])
+    factors = (max_norm / (stacked + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
+    total: Tensor = torch.linalg.vector_norm(stacked)
+    return total
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """The weight decay as a function of the step, for the groups that decay.
+
+    Attributes:
+        config: the settings.
+        total_steps: updates of the whole schedule.
+        horizon: how many times `total_steps` MSN's cosine takes.
+    """
+
+    config: OptimizerConfig
+    total_steps: int
+    horizon: float = 1.0
+
+    def __call__(self, step: int) -> float:
+        """The decay of the update number `step` (from 0)."""
+        start, final = self.config.weight_decay, self.config.weight_decay_end
+        match self.config.weight_decay_schedule:
+            case "constant":
+                return start
+            case "ibot_cosine":
+                return schedules.ibot_cosine(step, base=start, final=_given(final), total=self.total_steps)
+            case "msn_cosine":
+                return schedules.msn_weight_decay(
+                    step, start=start, final=_given(final), horizon_steps=int(self.horizon * self.total_steps)
+                )
+
+
 @dataclass(frozen=True)
 class LearningRate:
     """The learning rate as a function of the step: `train.lr` bound to the sizes of a run.
@@ -182,6 +228,7 @@ class LearningRate:
         steps_per_epoch: updates per epoch.
         micro_batches_per_epoch: loader batches per epoch and process (only `index="microbatch"` looks at it).
         accumulation: micro-batches per update.
+        horizon: how many times the run's length MSN's cosine takes.
     """
 
     config: LearningRateConfig
@@ -190,10 +237,11 @@ class LearningRate:
     steps_per_epoch: int
     micro_batches_per_epoch: int
     accumulation: int
+    horizon: float = 1.0
 
     @classmethod
     def of_run(
-        cls, train: TrainConfig, split: BatchSplit, steps_per_epoch: int, rows_per_process: int
+        cls, train: TrainConfig, split: BatchSplit, steps_per_epoch: int, rows_per_process: int, horizon: float = 1.0
     ) -> "LearningRate":
         """The learning rate of a run whose processes see `rows_per_process` images per epoch."""
         return cls(
@@ -203,6 +251,7 @@ class LearningRate:
             steps_per_epoch=steps_per_epoch,
             micro_batches_per_epoch=-(-rows_per_process // split.micro_batch_size),
             accumulation=split.accumulation,
+            horizon=horizon,
         )
 
     @property
@@ -244,6 +293,19 @@ class LearningRate:
             case "simmim_cosine" | "kamim_cosine":
                 return schedules.unshifted_cosine(
                     t, base=base, warmup_start=start, minimum=minimum, warmup=warmup, total=total
+                )
+            case "ibot_cosine":
+                return schedules.ibot_cosine(
+                    t, base=base, final=minimum, total=round(total), warmup=int(warmup), warmup_start=start
+                )
+            case "msn_cosine":
+                return schedules.msn_learning_rate(
+                    t,
+                    base=base,
+                    start=start,
+                    final=minimum,
+                    warmup_steps=int(warmup),
+                    horizon_steps=int(self.horizon * round(total)),
                 )
             case "multistep":
                 return schedules.multistep(

@@ -71,7 +71,7 @@ class _MeanPassThrough(torch.autograd.Function):
         return mean_over_processes(values)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
@@ -83,5 +83,5 @@ def mean_pass_through(values: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
     """
     if process_count() == 1:
         return values
-    mean: Tensor = _MeanPassThrough.apply(values)  # type: ignore[no-untyped-call]
+    mean: Tensor = _MeanPassThrough.apply(values)
     return mean

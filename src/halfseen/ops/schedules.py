@@ -135,3 +135,64 @@ def schedule_index(
     epoch, step_in_epoch = divmod(setting_step, steps_per_epoch)
     last_micro_batch = min((step_in_epoch + 1) * accumulation, micro_batches_per_epoch) - 1
     return epoch * stride + last_micro_batch
+
+
+def ibot_cosine(i: int, *, base: float, final: float, total: int, warmup: int = 0, warmup_start: float = 0.0) -> float:
+    """The value at iteration i of DINO's and iBOT's schedules: a line that includes both ends, then half a cosine.
+
+    The line takes `warmup` iterations from `warmup_start` to `base` itself, so `base` comes twice in a row where the
+    cosine begins; `final` is never quite reached.
+
+    Source: DINO, arXiv 2104.14294, and iBOT, arXiv 2111.07832, official code: learning rate, weight decay, momentum.
+    """
+    if i < warmup:
+        return base if i == warmup - 1 > 0 else warmup_start + i * (base - warmup_start) / max(1, warmup - 1)
+    length = total - warmup
+    if i >= total or length <= 0:
+        return final if length > 0 else base
+    return final + 0.5 * (base - final) * (1.0 + math.cos(math.pi * (i - warmup) / length))
+
+
+def teacher_temperature(epoch: int, *, warm: float, final: float, warmup_epochs: int, start_epoch: int = 0) -> float:
+    """The teacher's temperature in an epoch: `warm` before `start_epoch`, a line over `warmup_epochs`, then `final`.
+
+    The line includes both ends: with one warm-up epoch only `warm` is taken, with none the value is `final` at once.
+
+    Source: DINO, arXiv 2104.14294, and iBOT, arXiv 2111.07832, official code.
+    """
+    if epoch < start_epoch:
+        return warm
+    i = epoch - start_epoch
+    if i >= warmup_epochs:
+        return final
+    return final if i == warmup_epochs - 1 > 0 else warm + i * (final - warm) / max(1, warmup_epochs - 1)
+
+
+def linear_ramp(i: float, *, start: float, final: float, total: float) -> float:
+    """The straight line from `start` at i = 0 to `final` at i = total; MSN's momentum and sharpening."""
+    return start + i * (final - start) / total
+
+
+def msn_learning_rate(
+    step: int, *, base: float, start: float, final: float, warmup_steps: int, horizon_steps: int
+) -> float:
+    """MSN's learning rate of the update number `step` (from 0), which the original counts from 1.
+
+    A line from `start` to `base`, then half a cosine to `final` at `horizon_steps`, a quarter beyond the run's end.
+
+    Source: Masked Siamese Networks, arXiv 2204.07141, official code.
+    """
+    s = step + 1
+    if s < warmup_steps:
+        return start + s / max(1, warmup_steps) * (base - start)
+    progress = (s - warmup_steps) / max(1, horizon_steps - warmup_steps)
+    return max(final, final + (base - final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+def msn_weight_decay(step: int, *, start: float, final: float, horizon_steps: int) -> float:
+    """MSN's weight decay of the update number `step` (from 0): half a cosine that never passes `final`.
+
+    Source: Masked Siamese Networks, arXiv 2204.07141, official code.
+    """
+    value = final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * (step + 1) / horizon_steps))
+    return max(final, value) if final <= start else min(final, value)
