@@ -1,5 +1,6 @@
 """The loop as a whole: what it computes, what it writes, how it stops and goes on."""
 
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from engine.tiny import TinyMethod, loader_for, run, settings
 from halfseen.engine.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
 from halfseen.engine.health import Health, RunShape
 from halfseen.errors import ConfigError, TrainingError
-from halfseen.types import Progress
+from halfseen.types import GroupKey, Progress
 
 
 def lines(folder: Path) -> list[dict]:
@@ -167,6 +168,78 @@ def test_clipping_each_micro_batch_is_another_method(tmp_path: Path) -> None:
         tmp_path / "each", settings(micro_batch_size=2, clip_norm=0.01, clip_each_micro_batch=True, max_steps=3)
     )
     assert not torch.equal(once.hidden.weight, each.hidden.weight)
+
+
+def test_a_parameter_that_is_not_clipped_is_not_part_of_the_norm(tmp_path: Path) -> None:
+    class Free(TinyMethod):
+        def parameter_group(self, name: str, parameter: torch.nn.Parameter) -> GroupKey:
+            return GroupKey(decay=False, clip=not name.startswith("out."))
+
+    taken: dict[str, float] = {}
+
+    class Watched(Free):
+        def before_update(self, progress: Progress) -> None:
+            for name, parameter in self.named_parameters():
+                if parameter.grad is not None:
+                    taken[name] = float(parameter.grad.norm())
+
+    run(tmp_path / "clipped", settings(max_steps=1, clip_norm=1e-4), method=Watched())
+    others = [norm for name, norm in taken.items() if not name.startswith("out.")]
+    assert sum(norm**2 for norm in others) ** 0.5 == pytest.approx(1e-4, rel=1e-2)
+    free = dict(taken)
+    run(tmp_path / "free", settings(max_steps=1), method=Watched())
+    assert {name: free[name] for name in free if name.startswith("out.")} == {
+        name: taken[name] for name in taken if name.startswith("out.")
+    }
+
+
+def test_clipping_by_tensor_shortens_each_gradient_by_itself(tmp_path: Path) -> None:
+    norms: list[dict[str, float]] = []
+
+    class Watched(TinyMethod):
+        def before_update(self, progress: Progress) -> None:
+            found = self.named_parameters()
+            norms.append({name: float(p.grad.norm()) for name, p in found if p.grad is not None})
+
+    run(tmp_path / "plain", settings(max_steps=1), method=Watched())
+    limit = sorted(norms[0].values())[len(norms[0]) // 2]
+    run(tmp_path / "clipped", settings(max_steps=1, clip_norm=limit, clip_scope="tensor"), method=Watched())
+    for name, norm in norms[0].items():
+        expected = norm * min(1.0, limit / (norm + 1e-6))
+        assert norms[1][name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gradient_taken_away_before_the_update_moves_and_counts_nothing(tmp_path: Path) -> None:
+    class Frozen(TinyMethod):
+        def before_update(self, progress: Progress) -> None:
+            if progress.epoch_index < 1:
+                self.out.weight.grad = None
+
+    start = TinyMethod().out.weight.clone()
+    method, _ = run(tmp_path / "first", settings(max_steps=4), method=Frozen())
+    assert torch.equal(method.out.weight, start)
+    method, result = run(tmp_path / "second", settings(max_steps=5), method=Frozen())
+    assert not torch.equal(method.out.weight, start)
+    optimizer = load_checkpoint(result.checkpoint).optimizer
+    assert float(optimizer["out.weight|step"]) == 1.0
+    assert float(optimizer["hidden.weight|step"]) == 5.0
+
+
+def test_the_weight_decay_follows_its_schedule(tmp_path: Path) -> None:
+    decays: list[float] = []
+    train = settings(optimizer__weight_decay=0.04, optimizer__weight_decay_schedule="ibot_cosine",
+                     optimizer__weight_decay_end=0.4)  # fmt: skip
+    run(tmp_path, train, on_log=lambda record: decays.append(record["weight_decay"]))
+    assert decays[0] == pytest.approx(0.04)
+    assert decays[12] == pytest.approx(0.22)
+    assert all(early < late for early, late in itertools.pairwise(decays))
+
+
+def test_a_loss_of_the_whole_batch_refuses_micro_batches(tmp_path: Path) -> None:
+    method = TinyMethod()
+    method.whole_batch_only = True
+    with pytest.raises(ConfigError, match=r"train\.micro_batch_size: got 4"):
+        run(tmp_path, settings(micro_batch_size=4), method=method)
 
 
 def test_the_schedule_is_applied_and_not_bent_by_max_steps(tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 
 from halfseen.ops.schedules import (
     constant,
+    ibot_cosine,
     linear_decay,
     mae_cosine,
+    msn_learning_rate,
+    msn_weight_decay,
     multistep,
     rebased_cosine,
     schedule_index,
     step_decay,
+    teacher_temperature,
     unshifted_cosine,
 )
 
@@ -93,3 +97,38 @@ def test_without_accumulation_both_indices_agree(step: int, steps: int, lag: int
         step, lag_steps=lag, index="microbatch", steps_per_epoch=steps, micro_batches_per_epoch=steps, accumulation=1
     )
     assert plain == counted
+
+
+def test_ibot_cosine_takes_its_base_twice_and_never_its_end() -> None:
+    values = [ibot_cosine(i, base=1.0, final=0.1, total=20, warmup=5) for i in range(20)]
+    assert values[:5] == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert values[5] == 1.0
+    assert all(late < early for early, late in itertools.pairwise(values[5:]))
+    assert values[-1] > 0.1
+    assert ibot_cosine(0, base=1.0, final=0.1, total=4, warmup=1) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("warmup", "start", "expected"),
+    [
+        (3, 0, [0.04, 0.055, 0.07, 0.07, 0.07]),
+        (0, 0, [0.07] * 5),
+        (1, 0, [0.04, 0.07, 0.07, 0.07, 0.07]),
+        (2, 2, [0.04, 0.04, 0.04, 0.07, 0.07]),
+    ],
+)
+def test_the_teachers_temperature_rises_over_its_epochs(warmup: int, start: int, expected: list[float]) -> None:
+    found = [
+        teacher_temperature(epoch, warm=0.04, final=0.07, warmup_epochs=warmup, start_epoch=start) for epoch in range(5)
+    ]
+    assert found == pytest.approx(expected)
+
+
+def test_msn_schedules_stay_on_their_side_of_the_end_even_beyond_the_horizon() -> None:
+    rates = [msn_learning_rate(i, base=1.0, start=0.2, final=0.01, warmup_steps=4, horizon_steps=25) for i in range(60)]
+    assert rates[0] == pytest.approx(0.4)
+    assert rates[3] == 1.0
+    assert min(rates[4:]) >= 0.01
+    rising = [msn_weight_decay(i, start=0.04, final=0.4, horizon_steps=25) for i in range(60)]
+    falling = [msn_weight_decay(i, start=0.4, final=0.04, horizon_steps=25) for i in range(60)]
+    assert max(rising) <= 0.4 and min(falling) >= 0.04
