@@ -2,7 +2,8 @@
 
 import pytest
 
-from halfseen.engine.health import Finding, Health, RunShape, findings_before, small_grid
+from halfseen.engine.finding import Finding
+from halfseen.engine.health import Health, RunShape, findings_before, small_grid
 
 LONG = RunShape(steps_per_epoch=100, last_step=2000, warmup_steps=100, grid=14)
 

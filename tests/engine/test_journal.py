@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from halfseen.engine.health import Finding
+from halfseen.engine.finding import Finding
 from halfseen.engine.journal import Journal, open_journal
 
 

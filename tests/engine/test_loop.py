@@ -351,10 +351,10 @@ def test_findings_are_written_once_and_features_are_measured(tmp_path: Path) -> 
     method = TinyMethod()
     looks: list[int] = []
 
-    def probe() -> Tensor:
+    def probe() -> dict[str, Tensor]:
         looks.append(len(method.after))
         method.eval()
-        return torch.eye(8)
+        return {"": torch.eye(8), "_cls": torch.eye(4)}
 
     health = Health(RunShape(steps_per_epoch=4, last_step=24, warmup_steps=4, grid=2))
     run(tmp_path, settings(health_every_steps=8, log_every_steps=5), method=method, health=health, probe=probe)
@@ -364,6 +364,25 @@ def test_findings_are_written_once_and_features_are_measured(tmp_path: Path) -> 
     assert method.training, "the probe's eval mode must not stay"
     ranks = {line["step"]: line["rankme"] for line in lines(tmp_path) if "rankme" in line}
     assert ranks == pytest.approx({8: 8.0, 16: 8.0, 24: 8.0}, rel=1e-4)
+    assert [line["rankme_cls"] for line in lines(tmp_path) if "rankme" in line] == pytest.approx([4.0] * 3, rel=1e-4)
+
+
+def test_measurements_during_training_are_logged_and_change_nothing(tmp_path: Path) -> None:
+    method = TinyMethod()
+    modes: list[bool] = []
+
+    def measure() -> dict[str, float]:
+        method.eval()
+        return {"knn_student": 50.0}
+
+    def watch(record: dict) -> None:
+        modes.extend((method.training, method.dropout.training))
+
+    measured, _ = run(tmp_path / "with", method=method, measure=measure, measure_every_steps=7, on_log=watch)
+    plain, _ = run(tmp_path / "without")
+    assert_bit_equal(weights(plain), weights(measured))
+    assert [line["step"] for line in lines(tmp_path / "with") if "knn_student" in line] == [7, 14, 21, 24]
+    assert modes and all(modes)
 
 
 def test_a_batch_that_micro_batches_cannot_share_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def resume(here: Distributed, folder: Path) -> None:
     path = latest_checkpoint(folder)
     step = int(path.name[-8:]) if path else 0
     config = settings(checkpoint_every_steps=3, log_every_steps=5, health_every_steps=4)
-    probe = (lambda: torch.eye(4)) if here.is_main else None
+    probe = (lambda: {"": torch.eye(4)}) if here.is_main else None
     health = Health(RunShape(steps_per_epoch=4, last_step=24))
     run(folder, config, distributed=here, resume_from=path, resume_step=step, probe=probe, health=health)
 

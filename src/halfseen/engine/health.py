@@ -12,6 +12,9 @@ from math import isfinite
 from statistics import fmean, median
 from typing import NamedTuple
 
+from halfseen.engine.finding import Finding
+from halfseen.engine.outputs import OutputWatch
+
 FEW_STEPS = 20
 SMALL_GRID = 4
 SPIKE_FACTOR = 10.0
@@ -29,14 +32,6 @@ RANK_LOSS = 0.5
 STD_LOSS = 0.1
 
 
-class Finding(NamedTuple):
-    """A sign of illness, seen at `step`. `id` names its kind: each kind is said once per run."""
-
-    id: str
-    sentence: str
-    step: int
-
-
 class RunShape(NamedTuple):
     """The sizes that decide whether schedules and masks make sense.
 
@@ -47,6 +42,8 @@ class RunShape(NamedTuple):
         grid: patches per side of a view, or None if unknown.
         mean_loss: the loss of predicting the targets' mean: 1 for normalised pixels under a squared error; None if
             unknown.
+        num_outputs: outputs or prototypes of a teacher, K; None where there is none.
+        rows: images of a batch.
     """
 
     steps_per_epoch: int
@@ -54,6 +51,8 @@ class RunShape(NamedTuple):
     warmup_steps: float = 0.0
     grid: int | None = None
     mean_loss: float | None = None
+    num_outputs: int | None = None
+    rows: int = 1
 
 
 def findings_before(shape: RunShape) -> list[Finding]:
@@ -110,15 +109,24 @@ class Health:
     ranks: list[float] = field(default_factory=list)
     rank_losses: list[float] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)
+    outputs: OutputWatch | None = None
+
+    def __post_init__(self) -> None:
+        """Outputs are watched where there are any."""
+        shape = self.shape
+        if shape.num_outputs is not None:
+            self.outputs = OutputWatch(shape.num_outputs, shape.rows, shape.warmup_steps, shape.steps_per_epoch)
 
     def check(self, record: Mapping[str, float | int]) -> list[Finding]:
         """Findings at one logging step; `record` is a line of metrics.jsonl.
 
         Reads `step`, `loss`, `lr` and, where present, `grad_norm`, `data_wait_share` and `mean_loss` (a method that
-        knows the loss of predicting the mean may give it as a metric).
+        knows the loss of predicting the mean may give it as a metric), and what `OutputWatch.check` reads.
         """
         step, loss = int(record["step"]), float(record["loss"])
         found = self._gradient(step, record.get("grad_norm")) + self._waiting(step, record.get("data_wait_share"))
+        if self.outputs is not None:
+            found += self.outputs.check(record)
         if step <= self.shape.warmup_steps:
             return found
         if len(self.first_losses) < FLAT_RECORDS:
@@ -162,8 +170,8 @@ class Health:
                 Finding(
                     "features_alike",
                     "The features of different images point the same way: their spread fell from "
-                    f"{max(self.spreads):.3f} to {spread:.3f}: collapse. Lower train.lr.base or raise "
-                    "method.mask_ratio.",
+                    f"{max(self.spreads):.3f} to {spread:.3f}: collapse. Lower train.lr.base or hide "
+                    "more of the image.",
                     step,
                 )
             )
@@ -202,8 +210,8 @@ class Health:
         ]
 
     def _flat(self, step: int) -> list[Finding]:
-        # With fewer losses some would be first and last at once.
-        if self.moved or step < self.shape.warmup_steps + FLAT_STEPS or self.num_losses < 2 * FLAT_RECORDS:
+        # A loss against a moving teacher may stay where it is. With fewer losses some would be first and last at once.
+        if self.outputs is not None or self.moved or step < self.shape.warmup_steps + FLAT_STEPS or self.num_losses < 2 * FLAT_RECORDS:
             return []
         early, late = fmean(self.first_losses), fmean(self.last_losses)
         self.moved = abs(late - early) > FLAT_CHANGE * abs(early)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from halfseen.engine.health import Finding
+from halfseen.engine.finding import Finding
 from halfseen.errors import MissingExtraError
 
 METRICS, HEALTH = "metrics.jsonl", "health.jsonl"

@@ -27,7 +27,8 @@ from halfseen.engine.checkpoint import (
 )
 from halfseen.engine.config import RuntimeConfig, TrainConfig
 from halfseen.engine.distributed import Distributed, wrap
-from halfseen.engine.health import Finding, Health, findings_before
+from halfseen.engine.finding import Finding
+from halfseen.engine.health import Health, findings_before
 from halfseen.engine.interruption import Interruption
 from halfseen.engine.journal import Journal, Record
 from halfseen.engine.optim import (
@@ -46,6 +47,7 @@ from halfseen.engine.state import TrainState
 from halfseen.engine.terminal import Terminal, duration
 from halfseen.errors import CheckpointError, ConfigError, TrainingError
 from halfseen.ops.effective_rank import feature_std, rankme
+from halfseen.ops.modes import keeping_modes
 from halfseen.ops.randomness import stream_seed
 from halfseen.types import Batch, GroupKey, Progress, StepOutput
 
@@ -124,7 +126,9 @@ def fit(
     health: Health | None = None,
     distributed: Distributed | None = None,
     resume_from: Path | None = None,
-    probe: Callable[[], Tensor] | None = None,
+    probe: Callable[[], Mapping[str, Tensor]] | None = None,
+    measure: Callable[[], Mapping[str, float]] | None = None,
+    measure_every_steps: int | None = None,
     on_batch: Callable[[list[Batch]], None] | None = None,
     on_log: Callable[[Record], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
@@ -144,8 +148,10 @@ def fit(
         health: the watcher; None doesn't watch.
         distributed: this process among others, from `distributed.processes`.
         resume_from: a checkpoint folder to go on from; None starts at step 0.
-        probe: features float [n, D] of fixed images under the current weights, for the effective rank; called on
-            process 0 only, every `train.health_every_steps`.
+        probe: features float [n, D] of fixed images under the current weights, for the effective rank, by a suffix of
+            the metric's name ("" for the main ones); called on process 0 only, every `train.health_every_steps`.
+        measure: an evaluation of the current weights, as entries for the log; called on process 0 only, every
+            `measure_every_steps` and after the last step. It must draw no random number.
         on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
         on_log: sees each line of metrics, on process 0.
         on_checkpoint: sees each checkpoint's folder and step, on process 0.
@@ -159,7 +165,7 @@ def fit(
     if resume_from is not None:
         trainer.resume(resume_from)
     state, last_step = trainer.state, trainer.last_step
-    watch = Watch(trainer, journal, terminal, health, probe, on_log)
+    watch = Watch(trainer, journal, terminal, health, probe, on_log, measure, measure_every_steps)
     cuda = [trainer.device.index] if trainer.device.type == "cuda" else []
     terminal.begin(last_step, state.step)
     try:
@@ -422,12 +428,15 @@ class Watch:
         journal: Journal,
         terminal: Terminal,
         health: Health | None,
-        probe: Callable[[], Tensor] | None,
+        probe: Callable[[], Mapping[str, Tensor]] | None,
         on_log: Callable[[Record], None] | None,
+        measure: Callable[[], Mapping[str, float]] | None = None,
+        measure_every_steps: int | None = None,
     ) -> None:
         """Begins to measure time."""
         self.trainer, self.journal, self.terminal, self.health = trainer, journal, terminal, health
         self.probe, self.on_log = probe, on_log
+        self.measure, self.measure_every_steps = measure, measure_every_steps
         self._step, self._samples = trainer.state.step, trainer.state.samples_seen
         self._time, self._waited = time.monotonic(), trainer.loader.wait_seconds
         if health is not None:
@@ -437,7 +446,8 @@ class Watch:
     def is_due(self, step: int) -> bool:
         """Whether to look after `step` updates: the first one, every so many, and the last."""
         train = self.trainer.train
-        return step % train.log_every_steps == 0 or step in (1, self.trainer.last_step) or self._features_are_due(step)
+        logged = step % train.log_every_steps == 0 or step in (1, self.trainer.last_step)
+        return logged or self._features_are_due(step) or self._measurement_is_due(step)
 
     def look(self) -> None:
         """Write one line of metrics and see whether the run is ill."""
@@ -448,12 +458,16 @@ class Watch:
         if self.health is not None:
             found = self.health.check(record)
             if trainer.distributed.is_main and self.probe is not None and self._features_are_due(trainer.state.step):
-                features = self.probe()
-                trainer.bare.train()
-                record |= {"rankme": rankme(features), "feature_std": feature_std(features)}
+                with keeping_modes(trainer.bare):
+                    features = self.probe()
+                record |= {f"rankme{name}": rankme(rows) for name, rows in features.items()}
+                record["feature_std"] = feature_std(features[""])
                 found += self.health.check_features(
                     trainer.state.step, float(record["loss"]), float(record["rankme"]), float(record["feature_std"])
                 )
+        if trainer.distributed.is_main and self.measure is not None and self._measurement_is_due(trainer.state.step):
+            with keeping_modes(trainer.bare):
+                record |= self.measure()
         self.journal.write(record)
         self.terminal.update(record)
         self._tell(found)
@@ -463,6 +477,10 @@ class Watch:
     def _features_are_due(self, step: int) -> bool:
         every = self.trainer.train.health_every_steps
         return every is not None and step % every == 0
+
+    def _measurement_is_due(self, step: int) -> bool:
+        every = self.measure_every_steps
+        return every is not None and (step % every == 0 or step == self.trainer.last_step)
 
     def _record(self) -> dict[str, float | int]:
         trainer, state = self.trainer, self.trainer.state

@@ -56,6 +56,7 @@ def knn_protocol(
     mean: Sequence[float],
     std: Sequence[float],
     role: str = "student",
+    others: Mapping[str, Encoder] | None = None,
     origin: str,
     pretrained_on: str | None = None,
     seed: int = 0,
@@ -74,6 +75,7 @@ def knn_protocol(
         test: images that are classified; None, or the very same images as `train`: leave-one-out on `train`.
         mean, std: the normalisation the encoder expects.
         role: which of a run's encoders this is, "student" or "teacher".
+        others: the run's other encoders by role; each is measured beside the baselines, under its role's name.
         origin: where the encoder comes from, for the record.
         pretrained_on: fingerprint of the images the encoder was pre-trained on, where known.
         seed: draws the subsets of `max_train` and `max_test`.
@@ -101,15 +103,15 @@ def knn_protocol(
     votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
     check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
 
-    extractors: dict[str, Extractor] = {
-        "encoder": EncoderFeatures(encoder, mean, std, feature=config.feature, device=device, precision=precision)
-    }
+    def features_of(measured: Encoder) -> Extractor:
+        return EncoderFeatures(measured, mean, std, feature=config.feature, device=device, precision=precision)
+
+    extractors: dict[str, Extractor] = {"encoder": features_of(encoder)}
+    extractors |= {other: features_of(measured) for other, measured in (others or {}).items()}
     if random_encoder is None:
         notes.append("Without the random-initialisation baseline: this network can't be built anew.")
     else:
-        extractors["random_init"] = EncoderFeatures(
-            random_encoder(), mean, std, feature=config.feature, device=device, precision=precision
-        )
+        extractors["random_init"] = features_of(random_encoder())
     extractors["raw_pixels"] = RawPixels(RAW_PIXEL_SIDE)
 
     def extract(split: Split, rows: NDArray[np.int64]) -> dict[str, FeatureSet]:
@@ -245,7 +247,11 @@ def _comparison(scores: Mapping[str, KnnScore]) -> list[str]:
     """
     own = scores["encoder"].rank == 0
     sentences = []
-    for name, words in (("random_init", "the same network at random initialisation"), ("raw_pixels", "raw pixels")):
+    for name, words in (
+        ("student", "the student of the same run"),
+        ("random_init", "the same network at random initialisation"),
+        ("raw_pixels", "raw pixels"),
+    ):
         if name not in scores:
             continue
         other = scores[name].rank == 0

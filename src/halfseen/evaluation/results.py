@@ -58,6 +58,18 @@ class EvaluateConfig(BaseModel):
         "1 keeps the whole short side (right for images that are small already).",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
+    online_every_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Epochs between two k-NN measurements during training, of student and teacher, where the data has "
+        "labels; null measures at the end only. Never changes the weights.",
+    )
+    online_max_train: int = Field(
+        2000, ge=2, description="Most labelled images that vote during training, a seeded choice."
+    )
+    online_max_test: int = Field(
+        500, ge=1, description="Most labelled images that are classified during training, a seeded choice."
+    )
 
 
 def feature_kind(word: str) -> FeatureKind:

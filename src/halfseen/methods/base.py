@@ -45,6 +45,9 @@ class Method(nn.Module, ABC):
     whole_batch_only: bool = False
     """Whether the loss is a statistic of the whole batch, so that micro-batches would be another method."""
 
+    num_outputs: int | None = None
+    """Outputs or prototypes K over which teacher and student spread an image's probability; None without such."""
+
     @abstractmethod
     def view_plan(self) -> ViewPlan:
         """The views that the loader must cut from each image."""

@@ -44,6 +44,17 @@ class RunConfig(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _run_is_long_enough(self) -> "RunConfig":
+        least = getattr(self.method, "least_epochs", 0)
+        if self.train.epochs < least:
+            raise ValueError(
+                f"train.epochs: got {self.train.epochs:g}, but the teacher's temperature takes {least} epochs to reach "
+                "its end (method.warmup_teacher_temp_epochs, counted from method.pred_start_epoch for patches). "
+                "Train longer or shorten the warm-up."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _decay_settings_have_an_effect(self) -> "RunConfig":
         if self.train.optimizer.decay_all:
             for key in ("decay", "decay_exclude_position_bias"):

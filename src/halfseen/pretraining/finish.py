@@ -41,7 +41,7 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
             std=std,
             role=role,
             extra=extra,
-            stem="encoder" if role == "student" else f"encoder_{role}",
+            stem="encoder" if role == method.main_role else f"encoder_{role}",
         )
         for role, encoder in method.encoders().items()
     }
@@ -76,24 +76,29 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
     if pictures is not None:
         draw_reconstructions(pictures.write(run_dir / "figures"))
     report = write_report(run_dir)
-    return Harvest(paths["student"], tuple(evaluations), report)
+    return Harvest(paths[method.main_role], tuple(evaluations), report)
 
 
 def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path, device: str) -> Result:
-    """Weighted k-NN of the run's student on its own data: a labelled test split if there is one, else leave-one-out."""
+    """Weighted k-NN of the run's main encoder on its own data, with its other encoders beside it.
+
+    The data is a labelled test split if there is one, else every image is classified by all the others.
+    """
+    encoders = dict(method.encoders())
     untrained = config.model_copy(update={"init": None, "seed": config.seed + 1})
     test = test_split(config)
     if test is not None and not (test.labels >= 0).any():
         test = None
     return knn_protocol(
-        method.encoders()["student"],
+        encoders.pop(method.main_role),
         lambda: prepare_method(untrained).encoders()["student"],
         Split(source, "train"),
         None if test is None else Split(test, "test"),
         config.evaluate,
         mean=config.data.mean,
         std=config.data.std,
-        role="student",
+        role=method.main_role,
+        others=encoders,
         origin=str(run_dir / "encoder.safetensors"),
         pretrained_on=source.fingerprint(),
         seed=config.seed,

@@ -6,20 +6,19 @@ The command line and `halfseen.pretrain` both come through `run`.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from halfseen.backbones.base import Encoder
 from halfseen.config.load import Loaded
 from halfseen.config.yaml_text import Settings, parse_value, scalar_text
 from halfseen.data.doctor import precheck
 from halfseen.data.loader import Loader, evaluation_batches
 from halfseen.data.sampler import StepSampler
-from halfseen.data.sources import Source, open_source
+from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.checkpoint import latest_checkpoint, load_checkpoint
 from halfseen.engine.config import default_device
 from halfseen.engine.distributed import Distributed, processes, report_start, require_same
@@ -41,6 +40,8 @@ from halfseen.pretraining.folder import Diary, check_folder, open_folder, read_c
 logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 128
+PROBE_PATCHES = 4
+"""Images whose features are looked at, and patch tokens of each."""
 
 
 class RunResult(NamedTuple):
@@ -171,7 +172,7 @@ def _train(
 ) -> FitResult:
     """The loop, with its journal and its watcher."""
     step = 0 if start is None else int(start.name.removeprefix("step-"))
-    shape = _shape(config, loader, method.encoders()["student"], world)
+    shape = _shape(config, loader, method)
     journal = open_journal(run_dir, resume_step=step, writes=world.is_main, tensorboard=config.runtime.tensorboard)
     try:
         return fit(
@@ -188,6 +189,8 @@ def _train(
             distributed=world,
             resume_from=start,
             probe=_probe(config, method, diary.source) if world.is_main else None,
+            measure=_measure(config, method, diary.source) if world.is_main else None,
+            measure_every_steps=_measurement_steps(config, loader),
             on_batch=diary.note_batches,
             on_checkpoint=lambda path, step: diary.write(),
         )
@@ -209,7 +212,8 @@ def _starting_point(run_dir: Path, config: RunConfig) -> Path | None:
     return newest
 
 
-def _shape(config: RunConfig, loader: Loader, encoder: Encoder, world: Distributed) -> RunShape:
+def _shape(config: RunConfig, loader: Loader, method: Method) -> RunShape:
+    encoder = method.encoders()["student"]
     steps_per_epoch = loader.steps_per_epoch
     standardised = getattr(config.method, "norm_pix_loss", False)
     return RunShape(
@@ -218,13 +222,17 @@ def _shape(config: RunConfig, loader: Loader, encoder: Encoder, world: Distribut
         warmup_steps=config.train.lr.warmup_epochs * steps_per_epoch,
         grid=config.data.image_size // encoder.patch_size,
         mean_loss=1.0 if standardised else None,
+        num_outputs=method.num_outputs,
+        rows=config.train.batch_size,
     )
 
 
-def _probe(config: RunConfig, method: Method, source: Source) -> Callable[[], Tensor]:
-    """Features of fixed images under the current weights, for the effective rank: float32 [n, D] on the CPU.
+def _probe(config: RunConfig, method: Method, source: Source) -> Callable[[], Mapping[str, Tensor]]:
+    """Features of fixed images under the current weights of the main encoder, for the effective rank.
 
-    The images are read when they are first looked at, not before the first step.
+    They are float32 [n, D] on the CPU: "" the mean patch token of each image, "_cls" its class token where there is
+    one, "_patches" a few patch tokens of each image. The images are read when they are first looked at, not before the
+    first step.
     """
     views: list[Tensor] = []
 
@@ -240,22 +248,57 @@ def _probe(config: RunConfig, method: Method, source: Source) -> Callable[[], Te
         )
         views.extend(batch.images for batch in batches)
 
-    def features() -> Tensor:
+    def features() -> dict[str, Tensor]:
         if not views:
             read()
-        encoder = method.encoders()["student"]
+        encoder = method.encoders()[method.main_role]
         device = next(encoder.parameters()).device
-        was_training = encoder.training
-        encoder.eval()
+        encoder.eval()  # The loop puts all modes back.
+        found: dict[str, list[Tensor]] = {}
         with torch.inference_mode(), autocast(device, config.runtime.precision):
-            found = [
-                encoder.encode(normalise(view.to(device), config.data.mean, config.data.std)).patches.float().mean(1)
-                for view in views
-            ]
-        encoder.train(was_training)
-        return torch.cat(found).cpu()
+            for view in views:
+                tokens = encoder.encode(normalise(view.to(device), config.data.mean, config.data.std))
+                found.setdefault("", []).append(tokens.patches.float().mean(1))
+                if encoder.num_prefix_tokens:
+                    found.setdefault("_cls", []).append(tokens.prefix[:, 0].float())
+                some = tokens.patches[:, :: max(1, tokens.patches.shape[1] // PROBE_PATCHES)]
+                found.setdefault("_patches", []).append(some.float().flatten(0, 1))
+        return {name: torch.cat(parts).cpu() for name, parts in found.items()}
 
     return features
+
+
+def _measure(config: RunConfig, method: Method, source: Source) -> Callable[[], Mapping[str, float]] | None:
+    """k-NN of all encoders during training, if it is asked for and the images have labels."""
+    if config.evaluate.online_every_epochs is None:
+        return None
+    if len(source.class_names) < 2:
+        logger.warning("evaluate.online_every_epochs: the images have no labels, so nothing is measured in training.")
+        return None
+    from halfseen.evaluation.online import OnlineSplits, online_knn
+
+    test = (
+        open_source(config.data.source, "test", config=config.data) if has_split(config.data.source, "test") else None
+    )
+    if test is not None and not (test.labels >= 0).any():
+        test = None
+    return online_knn(
+        method.encoders(),
+        OnlineSplits(source, test),
+        config.evaluate,
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=config.data.image_size,
+        seed=config.seed,
+        device=str(open_device(config.runtime.device)),
+        precision=config.runtime.precision,
+    )
+
+
+def _measurement_steps(config: RunConfig, loader: Loader) -> int | None:
+    """Updates between two measurements."""
+    every = config.evaluate.online_every_epochs
+    return None if every is None else max(1, round(every * loader.steps_per_epoch))
 
 
 def _open_loader(config: RunConfig, method: Method, source: Source, world: Distributed) -> Loader:

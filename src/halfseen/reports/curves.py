@@ -15,8 +15,17 @@ CHARTS: dict[str, tuple[str, bool, bool]] = {
     "images_per_second": ("Images per second", False, False),
     "data_wait_share": ("Share of the time spent waiting for data", False, False),
     "grad_norm": ("Gradient norm", True, True),
+    "knn_teacher": ("k-NN accuracy of the teacher during training, in percent", False, False),
+    "knn_student": ("k-NN accuracy of the student during training, in percent", False, False),
     "rankme": ("Effective rank of the features (RankMe)", False, False),
+    "rankme_cls": ("Effective rank of the class tokens (RankMe)", False, False),
+    "rankme_patches": ("Effective rank of the patch tokens (RankMe)", False, False),
     "feature_std": ("Spread of the features", False, False),
+    "teacher_entropy": ("Entropy of the teacher's output for an image, in nats", False, True),
+    "assignment_entropy": ("Entropy of the teacher's mean output over a batch, in nats", False, True),
+    "prototypes_used": ("Outputs that are some image's largest, per batch", False, True),
+    "agreement": ("Share of images for which student and teacher agree", False, True),
+    "center_norm": ("Norm of the teacher's centre", True, False),
 }
 """Metrics with a name of their own: title, log switch, smoothed."""
 FROM_ZERO = frozenset({"lr", "images_per_second", "data_wait_share"})

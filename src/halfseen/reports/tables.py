@@ -10,6 +10,8 @@ from halfseen.reports.runfiles import Evaluation
 
 SUBJECTS: dict[str, str] = {
     "encoder": "this encoder",
+    "student": "the student",
+    "teacher": "the teacher",
     "random_init": "same network, random initialisation",
     "raw_pixels": "raw pixels",
 }
