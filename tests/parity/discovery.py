@@ -36,8 +36,12 @@ KINDS: dict[str, dict[str, str]] = {
         "swin_step": ".npz",
     },
     "knn_linear": {"knn": ".npz", "clustering": ".npz"},
+    "ibot": {"train_": ".npz", "ibot_loss": ".npz", "schedules": ".npz", "lars": ".npz"},
 }
 """Topic -> prefix of the file names of a kind -> suffix of its files."""
+
+COMPANIONS: dict[str, dict[str, str]] = {"ibot": {"train_": ".safetensors"}}
+"""Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
 
 NOT_YET: dict[str, dict[str, str]] = {
     "knn_linear": {
@@ -65,8 +69,8 @@ def vectors(topic: str) -> list[Path]:
 
 def kind_of(path: Path, topic: str) -> str | None:
     """The kind that a vector file belongs to, or None where no kind claims it."""
-    kinds = KINDS[topic] | NOT_YET.get(topic, {})
-    claims = [prefix for prefix, suffix in kinds.items() if path.name.startswith(prefix) and path.suffix == suffix]
+    kinds = [*KINDS[topic].items(), *NOT_YET.get(topic, {}).items(), *COMPANIONS.get(topic, {}).items()]
+    claims = [prefix for prefix, suffix in kinds if path.name.startswith(prefix) and path.suffix == suffix]
     return max(claims, key=len, default=None)
 
 
@@ -74,9 +78,10 @@ def parity_files(topic: str, prefix: str) -> list:
     """Parameters for `pytest.mark.parametrize("path", ...)`: every file of a kind; one skipped case if none is."""
     if prefix not in KINDS[topic]:
         raise KeyError(f"{prefix!r} is no kind of topic {topic!r}. Known: {', '.join(KINDS[topic])}.")
-    found = [path for path in vectors(topic) if kind_of(path, topic) == prefix]
+    suffix = KINDS[topic][prefix]
+    found = [path for path in vectors(topic) if kind_of(path, topic) == prefix and path.suffix == suffix]
     if not found:
-        reason = f"no {prefix}*{KINDS[topic][prefix]} in {parity_dir() / topic}"
+        reason = f"no {prefix}*{suffix} in {parity_dir() / topic}"
         return [pytest.param(None, id=f"no-{prefix}", marks=pytest.mark.skip(reason=reason))]
     return [pytest.param(path, id=path.stem) for path in found]
 
