@@ -48,6 +48,13 @@ def test_dumping_and_loading_gives_the_same_settings(model: type[BaseModel]) -> 
         (TrainConfig, {"clip_each_micro_batch": True}, "clip_norm is null"),
         (TrainConfig, {"clip_scope": "tensor"}, "clip_scope: got tensor, but it has no effect"),
         (TrainConfig, {"batch_size": 12, "micro_batch_size": 5}, "Try 4"),
+        (
+            TrainConfig,
+            {"unscaled_accumulation": 8},
+            "unscaled_accumulation: got 8, but it has no effect",
+        ),
+        (TrainConfig, {"unscaled_accumulation": 3, "drop_last": False}, "doesn't divide batch_size = 256"),
+        (TrainConfig, {"unscaled_accumulation": 1, "drop_last": False}, "greater than or equal to 2"),
         (TrainConfig, {"epochs": 0}, "greater than 0"),
         (TrainConfig, {"epoch": 1}, "Extra inputs"),
     ],
@@ -64,6 +71,29 @@ def test_a_step_is_shared_by_processes_and_micro_batches() -> None:
     assert TrainConfig(batch_size=64).split(2) == (32, 32, 1)
     with pytest.raises(ConfigError, match=r"train\.micro_batch_size: got 8.*Try 4"):
         train.split(16)
+
+
+@pytest.mark.parametrize("accumulation", [None, 2, 4])
+@pytest.mark.parametrize("pieces", [(16,), (8, 8), (2,) * 8])
+def test_a_whole_batch_weighs_its_images_alike(accumulation: int | None, pieces: tuple[int, ...]) -> None:
+    train = TrainConfig(batch_size=16, unscaled_accumulation=accumulation, drop_last=False)
+    first = 0
+    for rows in pieces:
+        assert train.loss_weight(first, rows, 16) == rows / 16
+        first += rows
+
+
+def test_unscaled_accumulation_weighs_each_part_alike() -> None:
+    """A batch of 11 with 4 parts of 4 images: parts of 4, 4 and 3 are there, and none is scaled up for the missing."""
+    train = TrainConfig(batch_size=16, unscaled_accumulation=4, drop_last=False)
+    assert [train.loss_weight(0, 4, 11), train.loss_weight(4, 4, 11), train.loss_weight(8, 3, 11)] == [0.25] * 3
+    # Cut otherwise, the images keep their weights: 1/16 each of the first eight, 1/12 of the last three.
+    assert train.loss_weight(0, 2, 11) == pytest.approx(2 / 16)
+    assert train.loss_weight(6, 4, 11) == pytest.approx(2 / 16 + 2 / 12)
+    assert train.loss_weight(9, 2, 11) == pytest.approx(2 / 12)
+    assert train.loss_weight(0, 11, 11) == pytest.approx(0.75)
+    assert train.loss_weight(0, 8, 8) == 0.5
+    assert train.loss_weight(0, 3, 3) == 0.25
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.tiny import TinyMethod, loader_for, run, settings
 from halfseen.engine.checkpoint import checkpoint_path, list_checkpoints, load_checkpoint
+from halfseen.engine.config import TrainConfig
 from halfseen.engine.health import Health, RunShape
 from halfseen.errors import ConfigError, TrainingError
 from halfseen.types import GroupKey, Progress
@@ -97,6 +98,39 @@ def test_an_incomplete_last_batch_counts_each_image_alike(tmp_path: Path) -> Non
     assert result.samples_seen == 27
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(parts.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_an_incomplete_last_batch_may_weigh_as_in_kamims_loop(tmp_path: Path) -> None:
+    """27 images: the last batch of 8 has 3, as micro-batches of 2 + 1, each of whose losses is divided by four."""
+    gradients: list[dict[str, Tensor]] = []
+
+    class Watched(TinyMethod):
+        def before_update(self, progress: Progress) -> None:
+            found = self.named_parameters()
+            gradients.append({name: p.grad.clone() for name, p in found if p.grad is not None})
+
+    def train(accumulation: int | None) -> TrainConfig:
+        return settings(
+            micro_batch_size=2, drop_last=False, unscaled_accumulation=accumulation, epochs=1, lr__base=1e-12,
+            lr__schedule="constant", lr__warmup_epochs=0.0, optimizer__name="sgd", optimizer__momentum=0.0,
+            optimizer__weight_decay=0.0,
+        )  # fmt: skip
+
+    run(tmp_path / "original", train(4), method=Watched(dropout=0.0), num_images=27)
+    run(tmp_path / "rescaled", train(None), method=TinyMethod(dropout=0.0), num_images=27)
+
+    plain = TinyMethod(dropout=0.0)
+    for step, micro_batches in enumerate(loader_for(train(4), 27).batches(0, 4)):
+        plain.zero_grad()
+        row, rows = 0, sum(len(batch.index) for batch in micro_batches)
+        for batch in micro_batches:
+            (plain(batch, Progress(step, 4, 4, 5, row, rows)).loss / 4).backward()
+            row += len(batch.index)
+        for name, gradient in gradients[step].items():
+            torch.testing.assert_close(gradient, plain.get_parameter(name).grad, rtol=1e-5, atol=1e-8, msg=name)
+    assert [len(batch.index) for batch in micro_batches] == [2, 1]
+    logged = [[line["loss"] for line in lines(tmp_path / name)] for name in ("original", "rescaled")]
+    assert logged[0] == pytest.approx(logged[1]), "what is logged is the mean over images all the same"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

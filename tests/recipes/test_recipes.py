@@ -196,6 +196,7 @@ def test_kamim_and_its_baseline_have_the_original_numbers(name: str) -> None:
     assert (lr.warmup_epochs, peak(train), lr.warmup_start, lr.min) == (10, 8e-4, 1e-6, 1e-5)
     assert (lr.schedule, lr.lag_steps) == ("kamim_cosine", 1)
     assert (train.batch_size, train.clip_norm, train.drop_last) == (2048, 1.0, False)
+    assert train.unscaled_accumulation == 8
     assert (train.optimizer.betas, train.optimizer.weight_decay) == ((0.9, 0.999), 0.05)
     assert (method.mask_ratio, method.crop_scale, method.hflip, method.vflip) == (0.6, (0.67, 1.0), 0.5, 0.5)
     assert (method.interpolation, method.antialias) == ("bilinear", False)

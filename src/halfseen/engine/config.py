@@ -236,6 +236,13 @@ class TrainConfig(BaseModel):
     drop_last: bool = Field(
         True, description="Leave out the last, incomplete batch of each epoch (true/false); KAMIM keeps it."
     )
+    unscaled_accumulation: int | None = Field(
+        None,
+        ge=2,
+        description="Weigh the images of an epoch's last, incomplete batch like code that cuts batches into so many "
+        "micro-batches and divides each one's mean loss by this number, even where fewer are left (A, a quirk of "
+        "KAMIM); None weighs all images of a batch alike.",
+    )
     optimizer: OptimizerConfig = Field(OptimizerConfig.model_validate({}), description="How gradients become updates.")
     lr: LearningRateConfig = Field(LearningRateConfig.model_validate({}), description="The learning rate over the run.")
     clip_norm: float | None = Field(
@@ -276,6 +283,13 @@ class TrainConfig(BaseModel):
             _must_be_default(self, "clip_scope", "a run without clipping (clip_norm = null)")
         if self.clip_each_micro_batch and self.clip_norm is None:
             raise ValueError("clip_each_micro_batch: got true, but clip_norm is null. Set clip_norm or leave it out.")
+        if self.drop_last:
+            _must_be_default(self, "unscaled_accumulation", "a run that leaves incomplete batches out (drop_last)")
+        if self.unscaled_accumulation is not None and self.batch_size % self.unscaled_accumulation:
+            raise ValueError(
+                f"unscaled_accumulation: got {self.unscaled_accumulation}, which doesn't divide batch_size = "
+                f"{self.batch_size}. Give a divisor, or leave it out."
+            )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"micro_batch_size: got {self.micro_batch_size}, which doesn't divide batch_size = {self.batch_size}. "
@@ -302,6 +316,24 @@ class TrainConfig(BaseModel):
                 f"{processes} processes sees per step. Try {_largest_divisor(per_process, micro)}."
             )
         return BatchSplit(per_process, micro, per_process // micro)
+
+    def loss_weight(self, first_row: int, rows: int, batch_rows: int) -> float:
+        """Weight in the gradient of the mean loss of `rows` images, from `first_row` on, of a batch of `batch_rows`.
+
+        Their share of the images. With `unscaled_accumulation` = A the batch is thought to be cut into A parts of
+        batch_size / A images: each part that is there weighs 1 / A, a shorter last one too. So an incomplete batch
+        may weigh less than 1 in all, while the images of its shorter part weigh more than the others.
+        Where `rows` lie in two parts, they have the sum of their images' weights.
+
+        Source: public code of KAMIM, arXiv 2407.13873.
+        """
+        if self.unscaled_accumulation is None:
+            return rows / batch_rows
+        part = self.batch_size // self.unscaled_accumulation
+        whole = batch_rows // part * part  # Rows in complete parts.
+        late = max(0, first_row + rows - max(first_row, whole))
+        weight = (rows - late) / self.batch_size
+        return weight + (late / (batch_rows - whole) / self.unscaled_accumulation if late else 0.0)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Updates of the whole schedule: `epochs` worth, at least one."""

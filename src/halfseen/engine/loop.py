@@ -270,7 +270,8 @@ class Trainer:
         """One update from the micro-batches of this process.
 
         Args:
-            micro_batches: their losses are averaged by their numbers of images, over all processes.
+            micro_batches: their losses are averaged by their numbers of images, over all processes (the gradient by
+                `TrainConfig.loss_weight`).
             measure: take the gradient norm even if nothing is clipped.
         """
         train, step = self.train, self.state.step
@@ -283,11 +284,12 @@ class Trainer:
             rows = len(batch.index)
             progress = self._progress(step, row, global_rows)
             share = rows * self.distributed.world_size / global_rows  # DDP takes the mean over the processes.
+            weight = train.loss_weight(row, rows, global_rows) * self.distributed.world_size
             _seed(self.device, stream_seed(self.seed, "model", step, self.distributed.rank, number))
             with self._gradients_travel(number == len(micro_batches) - 1):
                 with autocast(self.device, self.runtime.precision):
                     output: StepOutput = self.module(batch.to(str(self.device)), progress)
-                self.scaler.scale(output.loss * share).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
             if train.clip_each_micro_batch and train.clip_norm is not None:
                 self.norm = self._clip(train.clip_norm)
             self._pending.append(_Measured(step, share, output.loss.detach(), output.metrics))
