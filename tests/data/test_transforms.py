@@ -16,6 +16,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import InterpolationMode, v2
 
 from halfseen.data.decode import decode_image
+from halfseen.data.photometric import apply_changes, draw_changes
 from halfseen.data.transforms import (
     REDUCING_GAP,
     CropBox,
@@ -27,7 +28,7 @@ from halfseen.data.transforms import (
     resized_shorter_side,
     smallest_crop_side,
 )
-from halfseen.types import ViewPlan, ViewSpec
+from halfseen.types import Photometric, ViewPlan, ViewSpec
 
 PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FILTERS = pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -207,6 +208,55 @@ def test_all_views_of_a_plan_come_in_its_order() -> None:
         np.testing.assert_array_equal(view, same)
 
 
+COLOUR = Photometric(
+    brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5, solarize=0.2
+)
+
+
+def test_colours_change_after_crop_and_flip() -> None:
+    """A view's first draws are those of the same view without colours; what follows is the changed picture."""
+    image = picture(90, 120)
+    plain_spec = ViewSpec(32)
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        (plain,) = cut_views(image, ViewPlan((plain_spec,)), generator)
+        expected = apply_changes(plain, draw_changes(COLOUR, generator))
+        (view,) = cut_views(image, ViewPlan((replace(plain_spec, colour=COLOUR),)), np.random.default_rng(seed))
+        np.testing.assert_array_equal(view, expected)
+
+
+def test_views_without_colours_draw_as_many_numbers_as_ever() -> None:
+    """Two per attempt at a crop, two for its place, two for the flips: what older runs drew."""
+    image, used, counted = picture(90, 120), np.random.default_rng(5), np.random.default_rng(5)
+    spec = ViewSpec(16, count=3)
+    cut_views(image, ViewPlan((spec,)), used)
+    for _ in range(spec.count):
+        random_crop_box(90, 120, spec.crop_scale, spec.crop_ratio, counted)
+        counted.random(2)
+    assert used.random() == counted.random()
+
+
+def test_probabilities_and_strengths_move_no_crop() -> None:
+    image = picture(90, 120)
+    quiet = Photometric()
+    crops = [
+        cut_views(image, ViewPlan((ViewSpec(16, colour=colour), ViewSpec(16, count=2, colour=quiet))), generator)[1:]
+        for colour, generator in ((quiet, np.random.default_rng(4)), (COLOUR, np.random.default_rng(4)))
+    ]
+    np.testing.assert_array_equal(crops[0], crops[1])
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 300), (300, 1), (2, 3), (7, 9)])
+def test_tiny_pictures_give_global_and_local_views(height: int, width: int) -> None:
+    plan = ViewPlan(
+        (ViewSpec(32, count=2, colour=COLOUR), ViewSpec(16, count=6, crop_scale=(0.05, 0.25), colour=COLOUR))
+    )
+    for seed in range(5):
+        views = cut_views(picture(height, width), plan, np.random.default_rng(seed))
+        assert [view.shape for view in views] == [(32, 32, 3)] * 2 + [(16, 16, 3)] * 6
+        assert all(view.dtype == np.uint8 for view in views)
+
+
 def test_a_read_only_or_strided_image_will_do() -> None:
     image = picture(40, 50)
     plan = ViewPlan((ViewSpec(16, crop_scale=(0.9, 1.0)),))
@@ -293,6 +343,16 @@ def test_decode_floor_leaves_twice_the_pixels_of_every_view() -> None:
 
 def test_point_sampled_views_are_decoded_in_full() -> None:
     assert decode_floor(ViewPlan((ViewSpec(192, antialias=False), ViewSpec(96)))) is None
+
+
+def test_local_views_decide_how_far_large_pictures_are_shrunk() -> None:
+    """Two global and ten local views: 2 * 96 px must fit into a crop of 5 % of the area and the steepest ratio."""
+    small = ViewSpec(96, count=10, crop_scale=(0.05, 0.25), colour=COLOUR)
+    large = ViewSpec(224, count=2, crop_scale=(0.25, 1.0), colour=COLOUR)
+    assert decode_floor(ViewPlan((small,))) == 992
+    assert decode_floor(ViewPlan((large, small))) == decode_floor(ViewPlan((large,))) == 1035
+    wide = replace(large, crop_scale=(0.4, 1.0))
+    assert decode_floor(ViewPlan((wide, small))) == 992
 
 
 @FILTERS
