@@ -21,6 +21,7 @@ from halfseen.data.loader import (
     Loader,
     Stack,
     evaluation_batches,
+    images_per_job,
     pack,
     results_in_flight,
     stack_images,
@@ -32,7 +33,7 @@ from halfseen.data.transforms import cut_views, deterministic_view
 from halfseen.errors import ConfigError, DataError, TrainingError
 from halfseen.ops.randomness import numpy_generator
 from halfseen.targets.keypoints import KeypointDensity
-from halfseen.types import Batch, ViewPlan, ViewSpec
+from halfseen.types import Batch, Photometric, ViewPlan, ViewSpec
 
 PLAN = ViewPlan((ViewSpec(16, count=2), ViewSpec(8, crop_scale=(0.05, 0.3))))
 WORKERS = pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.processes)])
@@ -143,6 +144,46 @@ def test_the_number_of_workers_changes_nothing(image_folder: Path) -> None:
     runs = [contents(make_loader(source, workers=workers, plan=plan, micro=4).batches(0, 6)) for workers in (0, 1, 2)]
     assert runs[0] == runs[1] == runs[2]
     assert "float32" in str(runs[0][0][0])
+
+
+@pytest.mark.processes
+def test_global_and_local_views_come_in_order_and_alike_from_any_worker(image_folder: Path) -> None:
+    colour = Photometric(
+        brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5, solarize=0.2
+    )
+    plan = ViewPlan(
+        (
+            ViewSpec(16, crop_scale=(0.25, 1.0), colour=colour),
+            ViewSpec(16, crop_scale=(0.25, 1.0)),
+            ViewSpec(8, count=4, crop_scale=(0.05, 0.25), interpolation="bilinear", colour=colour),
+        )
+    )
+    source = open_source(str(image_folder))
+    runs = [contents(make_loader(source, workers=workers, plan=plan, seed=3).batches(0, 5)) for workers in (0, 1, 2)]
+    assert runs[0] == runs[1] == runs[2]
+    ((batch,),) = make_loader(source, plan=plan, seed=3).batches(0, 1)
+    assert [tuple(view.shape) for view in batch.views] == [(8, 3, 16, 16)] * 2 + [(8, 3, 8, 8)] * 4
+    for row, index in enumerate(batch.index.tolist()):
+        views = cut_views(source.read(index), plan, numpy_generator(3, "augment", 0, index))
+        for stacked, view in zip(batch.views, views, strict=True):
+            np.testing.assert_array_equal(stacked[row].permute(1, 2, 0).numpy(), view)
+
+
+def test_all_views_weigh_in_the_size_of_a_job() -> None:
+    big = ViewSpec(224)
+    many = ViewPlan((ViewSpec(224, count=2), ViewSpec(96, count=10, crop_scale=(0.05, 0.25))))
+    assert images_per_job(ViewPlan((ViewSpec(28),))) == images_per_job(ViewPlan((big,))) == 256
+    assert images_per_job(many) == 40 * 2**20 // (3 * (2 * 224**2 + 10 * 96**2))
+    assert images_per_job(ViewPlan((ViewSpec(10_000),))) == 1
+
+
+def test_a_micro_batch_of_many_views_is_put_together_in_order() -> None:
+    source, plan = array_source(count=24, size=8), ViewPlan((ViewSpec(1024), ViewSpec(8, count=2)))
+    assert images_per_job(plan) < 24
+    ((batch,),) = make_loader(source, batch_size=24, plan=plan).batches(0, 1)
+    ((*parts,),) = make_loader(source, batch_size=24, micro=2, plan=plan).batches(0, 1)
+    for number in range(3):
+        assert torch.equal(batch.views[number], torch.cat([part.views[number] for part in parts]))
 
 
 def test_two_processes_see_what_one_sees() -> None:

@@ -49,9 +49,12 @@ NEIGHBOURS = 100
 """How many images after a bad one are tried in its place."""
 
 LARGEST_JOB = 256
-"""Images in one job; larger micro-batches are put together from several."""
+"""Images in one job at most; larger micro-batches are put together from several."""
 
 _MEBIBYTE = 2**20
+
+LARGEST_RESULT = 40 * _MEBIBYTE
+"""Bytes of views that a job of more than one image gives at most, because each process holds several results ready."""
 
 
 class Job(NamedTuple):
@@ -191,6 +194,16 @@ def stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarr
     return stacked
 
 
+def sample_bytes(plan: ViewPlan) -> int:
+    """What all views of one image weigh; 0.6 MB for two global and ten local ones."""
+    return sum(3 * spec.size**2 * spec.count for spec in plan.views)
+
+
+def images_per_job(plan: ViewPlan) -> int:
+    """Into jobs of how many images a micro-batch is split."""
+    return max(1, min(LARGEST_JOB, LARGEST_RESULT // sample_bytes(plan)))
+
+
 class Loader:
     """The batches of a run, step by step, from any step on.
 
@@ -222,7 +235,8 @@ class Loader:
         self.steps_per_epoch = sampler.steps_per_epoch
         self.wait_seconds = 0.0
         self._worker = TrainingWorker(source, plan, seed)
-        self._sample_bytes = sum(3 * spec.size**2 * spec.count for spec in plan.views)
+        self._job_size = images_per_job(plan)
+        self._job_bytes = min(sampler.micro_batch_size, self._job_size) * sample_bytes(plan)
         self._workers = workers
         self._pin_memory = pin_memory
         if workers:
@@ -235,9 +249,8 @@ class Loader:
             DataError: neither an image nor its neighbours can be read.
             TrainingError: a worker process died.
         """
-        job_bytes = min(self.sampler.micro_batch_size, LARGEST_JOB) * self._sample_bytes
         jobs = self._jobs(start_step, stop_step)
-        results = run_jobs(self._worker, jobs, job_bytes, self._workers, self._pin_memory)
+        results = run_jobs(self._worker, jobs, self._job_bytes, self._workers, self._pin_memory)
         with contextlib.closing(results):
             for step in range(start_step, stop_step):
                 yield [self._micro_batch(results, len(indices)) for indices in self.sampler.micro_batches(step)]
@@ -245,12 +258,12 @@ class Loader:
     def _jobs(self, start_step: int, stop_step: int) -> Iterator[Job]:
         for step in range(start_step, stop_step):
             for indices in self.sampler.micro_batches(step):
-                for at in range(0, len(indices), LARGEST_JOB):
-                    yield Job(self.sampler.epoch(step), indices[at : at + LARGEST_JOB])
+                for at in range(0, len(indices), self._job_size):
+                    yield Job(self.sampler.epoch(step), indices[at : at + self._job_size])
 
     def _micro_batch(self, results: Iterator[Batch], size: int) -> Batch:
         started = time.perf_counter()
-        parts = [next(results) for _ in range(0, size, LARGEST_JOB)]
+        parts = [next(results) for _ in range(0, size, self._job_size)]
         batch = parts[0] if len(parts) == 1 else _join(parts)
         self.wait_seconds += time.perf_counter() - started
         return batch
