@@ -1,5 +1,6 @@
 """How `halfseen pretrain` reads its words, and what it says when they are wrong. (Whole runs: tests/pretraining.)"""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -170,6 +171,9 @@ def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
     assert "name: mae  # recipe mae_small\n" in text
     assert "20 of photos, seen at 28 px" in text
     assert "10 (5 per epoch), 4 images each" in text
+    hidden, distance = re.search(r"masks +hide (\d+)% of the pixels, on average ([\d.]+) px .*AvgDist", text).groups()
+    assert int(hidden) == 50
+    assert 1 < float(distance) < 7
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from halfseen.errors import ConfigError, ShapeError
 from halfseen.masking.random import (
     CellGrid,
-    average_distance,
     count_hidden,
     count_visible,
     hidden_by_topk,
@@ -136,32 +135,6 @@ def test_legacy_masks_leave_the_global_state_alone() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     legacy_masks(CellGrid.of(192, 32, 16, 0.6), np.random.RandomState(3), 2)
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
-
-
-def brute_force_average_distance(hidden: np.ndarray) -> float:
-    seen = np.argwhere(~hidden)
-    return float(np.mean([np.sqrt(((seen - pixel) ** 2).sum(1)).min() for pixel in np.argwhere(hidden)]))
-
-
-def test_average_distance_is_its_definition() -> None:
-    grid = CellGrid.of(32, 8, 4, 0.6)
-    mask = grid.patch_mask(grid.hide(torch.rand(1, grid.num_cells)))
-    pixels = mask.reshape(8, 8).repeat_interleave(4, 0).repeat_interleave(4, 1).numpy()
-    assert average_distance(mask, (8, 8), 4) == pytest.approx(brute_force_average_distance(pixels), rel=1e-5)
-
-
-def test_average_distance_grows_with_cells_and_ratio() -> None:
-    noise = torch.rand(64, 36, generator=torch.Generator().manual_seed(0))
-
-    def distance(ratio: float) -> float:
-        grid = CellGrid.of(192, 32, 16, ratio)
-        return average_distance(grid.patch_mask(grid.hide(noise)), (12, 12), 16)
-
-    assert distance(0.2) < distance(0.6) < distance(0.9)
-    # SimMIM calls 10 to 20 px good; its own setting must lie there.
-    assert 10 < distance(0.6) < 20
-    with pytest.raises(ShapeError, match="hidden and visible"):
-        average_distance(torch.ones(1, 4, dtype=torch.bool), (2, 2), 4)
 
 
 def test_gathering_visible_tokens_matches_the_mask() -> None:

@@ -157,6 +157,18 @@ def test_reconstructions_show_the_mask_of_their_seed(settings: str) -> None:
 
 
 @case
+def test_sampled_masks_hide_what_training_hides(settings: str) -> None:
+    method = build(settings)
+    masks = method.sample_masks(5, seed=1)
+    assert masks.shape == (5, 1, SIZE, SIZE) and masks.dtype == torch.bool
+    hidden = masks.flatten(1).float().mean(1)
+    trained = method(make_batch(method), progress()).metrics["hidden_share"]
+    assert hidden.tolist() == pytest.approx([float(trained)] * 5)
+    assert torch.equal(masks, method.sample_masks(5, seed=1))
+    assert not torch.equal(masks, method.sample_masks(5, seed=2))
+
+
+@case
 def test_the_loss_sees_hidden_pixels_only(settings: str) -> None:
     method = build(settings).eval()
     with torch.no_grad():  # the same prediction for every patch, so pixels act as targets only

@@ -143,6 +143,11 @@ class CellGrid:
         return self.side**2
 
     @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Model patches along both axes of an image."""
+        return (self.side * self.patches_per_cell,) * 2
+
+    @property
     def num_hidden_patches(self) -> int:
         """Hidden model patches of an image, the same for every image."""
         return self.num_hidden * self.patches_per_cell**2
@@ -209,24 +214,3 @@ def legacy_masks(grid: CellGrid, generator: np.random.RandomState, count: int) -
     """`count` successive masks of the official SimMIM generator, as KAMIM uses it too."""
     draws = np.stack([legacy_cell_order(generator, grid.num_cells)[: grid.num_hidden] for _ in range(count)])
     return grid.patch_mask(torch.from_numpy(draws))
-
-
-def average_distance(mask: Bool[Tensor, "B N"], grid: tuple[int, int], patch_size: int) -> float:
-    """AvgDist: mean distance in pixels from each hidden pixel to the nearest visible one, over the whole batch.
-
-    A diagnostic of a mask generator: SimMIM reports that values of about 10 to 20 px work well.
-
-    Raises:
-        ShapeError: if a row hides everything or nothing at all is hidden.
-    Source: SimMIM, arXiv 2111.09886, section 4.1.
-    """
-    import cv2
-
-    if bool(mask.all(dim=1).any()) or not bool(mask.any()):
-        raise ShapeError("AvgDist needs masks with hidden and visible patches in each row.")
-    pixels = repeat_cells(mask.reshape(-1, *grid), patch_size).to("cpu", torch.uint8).numpy()
-    total = 0.0
-    for row in pixels:
-        distance = cv2.distanceTransform(np.ascontiguousarray(row), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        total += float(distance.sum(dtype=np.float64))
-    return total / int(pixels.sum())

@@ -72,6 +72,10 @@ class Method(nn.Module, ABC):
         """Runs after each optimiser update, e.g. the teacher's moving average. Nothing by default."""
         return None
 
+    def sample_masks(self, count: int, seed: int) -> Tensor | None:
+        """Masks of pixels as training draws them, bool [count, 1, S, S], True = hidden; None where it draws none."""
+        return None
+
     def reconstruct(self, images: Tensor, seed: int, mask_ratio: float | None = None) -> Reconstruction | None:
         """Prediction pictures for float32 [B, 3, H, W] normalised images; None where a method predicts no pixels.
 

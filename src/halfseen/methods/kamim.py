@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -209,6 +209,12 @@ class KAMIM(Method):
         """Everything is decayed, biases, norms, tokens and positions too, unless `decay` says "matrices"."""
         return GroupKey(decay=self.config.decay == "all" or (parameter.ndim > 1 and not name.endswith(".bias")))
 
+    def sample_masks(self, count: int, seed: int) -> Bool[Tensor, "count 1 H W"]:
+        """Hidden pixels of `count` images, cell by cell."""
+        noise = torch.rand(count, self.cells.num_cells, generator=torch_generator(seed, "masks"))
+        mask = self.cells.patch_mask(self.cells.hide(noise))
+        return pixel_mask(mask, self.cells.patch_grid, self.encoder.patch_size)
+
     @torch.no_grad()
     def reconstruct(
         self, images: Float[Tensor, "B 3 H W"], seed: int, mask_ratio: float | None = None
@@ -218,11 +224,10 @@ class KAMIM(Method):
         noise = torch.rand(len(images), grid.num_cells, generator=torch_generator(seed, "reconstruct"))
         mask = grid.patch_mask(grid.hide(noise).to(images.device))
         features = self.encoder(images, mask=mask, mask_token=self.mask_token)
-        side = grid.side * grid.patches_per_cell
         return Reconstruction(
             images=images,
             prediction=self.decoder.picture(features.patches, features.grid).float(),
-            pixel_mask=pixel_mask(mask, (side, side), self.encoder.patch_size),
+            pixel_mask=pixel_mask(mask, grid.patch_grid, self.encoder.patch_size),
             note="Predicted pixels as they are; the loss saw hidden ones only.",
         )
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -162,6 +162,11 @@ class MAE(Method):
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """No decay for vectors and biases; class and mask token (3-D) are decayed, as in the official code."""
         return GroupKey(decay=parameter.ndim > 1 and not name.endswith(".bias"))
+
+    def sample_masks(self, count: int, seed: int) -> Bool[Tensor, "count 1 H W"]:
+        """Hidden pixels of `count` images, patch by patch."""
+        noise = torch.rand(count, self.num_patches, generator=torch_generator(seed, "masks"))
+        return pixel_mask(random_visible_ids(noise, self.num_visible).mask, self.grid, self.encoder.patch_size)
 
     @torch.no_grad()
     def reconstruct(

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -214,6 +214,12 @@ class SimMIM(Method):
             return GroupKey(decay=False)
         return GroupKey(decay=True)
 
+    def sample_masks(self, count: int, seed: int) -> Bool[Tensor, "count 1 H W"]:
+        """Hidden pixels of `count` images, cell by cell."""
+        noise = torch.rand(count, self.cells.num_cells, generator=torch_generator(seed, "masks"))
+        mask = self.cells.patch_mask(self.cells.hide(noise))
+        return pixel_mask(mask, self.cells.patch_grid, self.encoder.patch_size)
+
     @torch.no_grad()
     def reconstruct(
         self, images: Float[Tensor, "B 3 H W"], seed: int, mask_ratio: float | None = None
@@ -223,11 +229,10 @@ class SimMIM(Method):
         noise = torch.rand(len(images), grid.num_cells, generator=torch_generator(seed, "reconstruct"))
         mask = grid.patch_mask(grid.hide(noise).to(images.device))
         features = self.encoder(images, mask=mask, mask_token=self.mask_token)
-        side = grid.side * grid.patches_per_cell
         return Reconstruction(
             images=images,
             prediction=self.decoder.picture(features.patches, features.grid).float(),
-            pixel_mask=pixel_mask(mask, (side, side), self.encoder.patch_size),
+            pixel_mask=pixel_mask(mask, grid.patch_grid, self.encoder.patch_size),
             note="Predicted pixels as they are; the loss saw hidden ones only.",
         )
 

@@ -12,6 +12,7 @@ from halfseen.data.sources import Source, open_source
 from halfseen.engine.precision import autocast, open_device
 from halfseen.engine.terminal import duration
 from halfseen.methods.base import Method
+from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig
@@ -23,6 +24,8 @@ TRIAL_SECONDS = 2.0
 TRIAL_PASSES = 3
 BYTES_PER_WEIGHT = 16
 """Weight, gradient and AdamW's two moments, float32 each."""
+SAMPLE_MASKS = 64
+"""Masks that are drawn to describe all of them."""
 
 
 class Trial(NamedTuple):
@@ -31,6 +34,18 @@ class Trial(NamedTuple):
     images: int
     seconds: float
     kept_bytes: int
+
+
+class MaskSample(NamedTuple):
+    """What masks look like.
+
+    Attributes:
+        hidden_share: hidden pixels over all pixels.
+        average_distance: AvgDist, from a hidden pixel to the nearest visible one, in pixels.
+    """
+
+    hidden_share: float
+    average_distance: float
 
 
 class Estimate(NamedTuple):
@@ -43,6 +58,7 @@ class Estimate(NamedTuple):
         seconds_per_image: forward and backward pass on this machine, measured.
         weight_bytes: weights, gradients and moments.
         activation_bytes: kept for the backward pass, of one micro-batch on one process.
+        masks: a sample of the masks; None where the method draws none.
     """
 
     images: int
@@ -53,6 +69,7 @@ class Estimate(NamedTuple):
     seconds_per_image: float
     weight_bytes: int
     activation_bytes: int
+    masks: MaskSample | None
 
     @property
     def seconds(self) -> float:
@@ -88,7 +105,16 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
         seconds_per_image=trial.seconds / trial.images,
         weight_bytes=BYTES_PER_WEIGHT * parameters,
         activation_bytes=trial.kept_bytes * split.micro_batch_size // trial.images,
+        masks=look_at_masks(method, config.seed),
     )
+
+
+def look_at_masks(method: Method, seed: int) -> MaskSample | None:
+    """How much the method's masks hide and how far; None where it draws none."""
+    masks = method.sample_masks(SAMPLE_MASKS, seed)
+    if masks is None:
+        return None
+    return MaskSample(float(masks.float().mean()), average_distance(masks))
 
 
 def describe(config: RunConfig, processes: int = 1) -> str:
@@ -97,6 +123,7 @@ def describe(config: RunConfig, processes: int = 1) -> str:
     where = f"{config.runtime.device}, {config.runtime.precision}, {config.runtime.threads} threads"
     lines = (
         f"images       {found.images:,} of {config.data.source}, seen at {config.data.image_size} px",
+        *_describe_masks(found.masks),
         f"parameters   {found.parameters:,} learned, {found.encoder_parameters:,} of them or fixed in the encoder",
         f"steps        {found.steps:,} ({found.steps_per_epoch:,} per epoch), {config.train.batch_size} images each",
         f"memory       about {_bytes(found.weight_bytes + found.activation_bytes)} per process: "
@@ -105,6 +132,13 @@ def describe(config: RunConfig, processes: int = 1) -> str:
         "(measured on a few passes, without waiting for data)",
     )
     return "\n".join(lines)
+
+
+def _describe_masks(masks: MaskSample | None) -> tuple[str, ...]:
+    if masks is None:
+        return ()
+    distance = f"{masks.average_distance:.1f} px from the nearest visible one (AvgDist)"
+    return (f"masks        hide {masks.hidden_share:.0%} of the pixels, on average {distance}",)
 
 
 def _steps_per_epoch(config: RunConfig, source: Source) -> int:
