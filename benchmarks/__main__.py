@@ -1,6 +1,7 @@
-"""`make bench`: how fast the methods train on this machine, beside the same models in transformers, in one run.
+"""`make bench`: how fast the methods train on this machine, beside the same models elsewhere, in one run.
 
-Prints images per second, the share of the machine's matrix-product peak, what a step is made of, and peak memory. The
+Prints images per second, the share of the machine's matrix-product peak, what a step is made of, and peak memory. MAE
+and SimMIM stand beside transformers, iBOT and MSN beside the plain implementations of `benchmarks.plain`. The
 two contestants of a case take their steps in turns and the ratio is the median over neighbours in time, so it hardly
 depends on the machine's mood; images per second do.
 """
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import views
 from benchmarks.cases import CASES, Case, Contestant
 from benchmarks.clock import GEMM_FLOPS, gemm, in_fresh_process, interleaved, spread
+from benchmarks.flops import count_flops
 from benchmarks.ours import build, build_ours, photographs
 from halfseen.data.loader import Job, TrainingWorker
 from halfseen.data.sources import Source
@@ -69,14 +70,6 @@ class Timed:
         return statistics.median(self.seconds[phase][1:])
 
 
-def count_flops(contestant: Contestant) -> int:
-    """Floating-point operations of the matrix products of one step, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        contestant.backward(contestant.forward())
-    contestant.update()
-    return counter.get_total_flops()
-
-
 def data_seconds(case: Case, source: Source, repetitions: int) -> tuple[float, float]:
     """Seconds per image in this process: for reading and decoding, and for cutting the views and their extras."""
     worker = TrainingWorker(source, build(case).view_plan(), seed=0)
@@ -96,16 +89,19 @@ def data_seconds(case: Case, source: Source, repetitions: int) -> tuple[float, f
 def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one case at one precision."""
     case, source = CASES[name], photographs(folder)
-    contestants = [build_ours(case, precision, source)]
+    contestants, formats = [build_ours(case, precision, source)], [precision]
     if case.peer and arguments.peers:
         from benchmarks.peers import build_peer
 
-        contestants.append(build_peer(case, precision))
-    flops = count_flops(contestants[0])
+        formats.append(case.peer_precision(precision))
+        contestants.append(build_peer(case, formats[1]))
+    flops = [count_flops(contestant) for contestant in contestants]
     timed = [Timed(contestant) for contestant in contestants]
-    steps: list[Callable[[], object]] = [gemm(precision), *timed]
-    products, *seconds = interleaved(steps, arguments.repetitions)
-    step, peak = statistics.median(seconds[0]), GEMM_FLOPS / min(products)
+    products: dict[str, Callable[[], object]] = {each: gemm(each) for each in formats}
+    times = interleaved([*products.values(), *timed], arguments.repetitions)
+    peaks = {each: GEMM_FLOPS / min(seconds) for each, seconds in zip(products, times, strict=False)}
+    seconds = times[len(products) :]
+    step = statistics.median(seconds[0])
     data, augment = data_seconds(case, source, arguments.repetitions)
     phases = Phases(data, augment, *(timed[0].median(phase) / case.batch_size for phase in timed[0].seconds))
     row: dict[str, Any] = {
@@ -113,24 +109,32 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
         "precision": precision,
         "images_per_second": case.batch_size / step,
         "spread": spread(seconds[0]),
-        "gemm_flops": peak,
-        "gemm_share": flops / step / peak,
+        "gemm_flops": peaks[precision],
+        "gemm_share": flops[0] / step / peaks[precision],
+        "step_flops": flops[0],
         "trained_parameters": contestants[0].num_trained,
         "seconds_per_image": phases._asdict(),
         "shares": phases.shares(),
     }
-    if len(contestants) == 2:
+    if case.peer and len(contestants) == 2:
         ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
+        their_step, their_peak = statistics.median(seconds[1]), peaks[formats[1]]
         row |= {
-            "peer": case.peer,
-            "peer_images_per_second": case.batch_size / statistics.median(seconds[1]),
+            "peer": case.peer.title,
+            "peer_precision": formats[1],
+            "peer_images_per_second": case.batch_size / their_step,
+            "peer_gemm_flops": their_peak,
+            "peer_gemm_share": flops[1] / their_step / their_peak,
+            "peer_step_flops": flops[1],
             "peer_trained_parameters": contestants[1].num_trained,
             "ratio": statistics.median(ratios),
             "ratio_spread": spread(ratios),
         }
-    for who in ("ours", "peer")[: len(contestants)]:
-        memory = in_fresh_process(name, who, precision, str(folder))
+    for who, its_format in zip(("ours", "peer"), formats, strict=False):
+        memory = in_fresh_process(name, who, its_format, str(folder))
         row |= {f"{who}_peak_gib": memory["peak"] / GIBIBYTE, f"{who}_imports_gib": memory["before"] / GIBIBYTE}
+    if "peer_peak_gib" in row:
+        row["memory_ratio"] = row["ours_peak_gib"] / row["peer_peak_gib"]
     return row
 
 
@@ -145,8 +149,10 @@ def line(row: dict[str, Any]) -> str:
     )
     if "ratio" in row:
         text += (
-            f" | {row['peer']}: {row['peer_images_per_second']:.2f} /s, {row['peer_peak_gib']:.2f} GiB, "
-            f"ours is {row['ratio']:.2f}x as fast (±{row['ratio_spread']:.0%})"
+            f" | {row['peer']}: {row['peer_images_per_second']:.2f} /s, "
+            f"{row['peer_gemm_share']:.0%} of {row['peer_gemm_flops'] / 1e9:.0f} GFLOP/s, "
+            f"{row['peer_step_flops'] / row['step_flops']:.2f}x our operations, {row['peer_peak_gib']:.2f} GiB; "
+            f"ours is {row['ratio']:.2f}x as fast (±{row['ratio_spread']:.0%}) in {row['memory_ratio']:.2f}x the memory"
         )
     return text
 
@@ -154,7 +160,13 @@ def line(row: dict[str, Any]) -> str:
 def at_default_precision(rows: list[dict[str, Any]], native: str) -> list[str]:
     """What a user of either library gets without naming a precision: ours in the native one, the peer in fp32."""
     default = {row["case"]: row["images_per_second"] for row in rows if row["precision"] == native}
-    plain = [row for row in rows if row["precision"] == "fp32" and "ratio" in row and row["case"] in default]
+    plain = [
+        row
+        for row in rows
+        if row["precision"] == row.get("peer_precision") == "fp32"
+        and row["case"] in default
+        and CASES[row["case"]].peer_precision("bf16") == "bf16"  # Else the row of the native precision says it.
+    ]
     return [
         f"{CASES[row['case']].title}: {native} here is {default[row['case']] / row['peer_images_per_second']:.2f}x as "
         f"fast as {row['peer']} in its default, fp32"
@@ -175,7 +187,9 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.repetitions < 2:
         parser.error("--repetitions: expected at least 2")
-    if arguments.peers and find_spec("transformers") is None:
+    wanted = [CASES[name].peer for name in arguments.case or CASES]
+    needed = any(peer is not None and peer.package == "transformers" for peer in wanted)
+    if arguments.peers and needed and find_spec("transformers") is None:
         parser.error("transformers is not installed. Run `make bench`, or give --no-peers")
     return arguments
 
@@ -185,7 +199,7 @@ def main() -> None:
     arguments = read_arguments()
     native = native_precision("cpu")
     precisions = arguments.precision or (["fp32", "bf16"] if native == "bf16" else ["fp32"])
-    peers = f", transformers {version('transformers')}" if arguments.peers else ""
+    peers = f", transformers {version('transformers')}" if arguments.peers and find_spec("transformers") else ""
     print(f"{available_cores()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads{peers}")
     print(f"default precision here: {native}. Columns: images/s, spread, share of the matrix-product peak of this")
     print("precision, a step's data / augment / forward / backward / update, peak resident memory of a fresh process")

@@ -1,9 +1,25 @@
-"""What is measured: methods at the sizes of their papers' small models, beside the peer that has the same model."""
+"""What is measured: methods at the sizes of their papers' small models, beside a peer that has the same model."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Peer(NamedTuple):
+    """What a case is compared with.
+
+    Attributes:
+        title: what the table calls it: the name of the class in transformers, or the plain implementation.
+        package: where it comes from; "plain" is `benchmarks.plain`.
+        precision: its number format; None takes the one of ours.
+    """
+
+    title: str
+    package: Literal["transformers", "plain"]
+    precision: Precision | None = None
 
 
 class Case(NamedTuple):
@@ -13,26 +29,60 @@ class Case(NamedTuple):
         title: what the table calls it.
         method: `method.name`.
         model: `model.name`.
-        image_size: pixels on a side.
+        image_size: pixels on a side; of the large views where there are several kinds.
         batch_size: images per step.
         settings: `method.*` keys that are not the default.
-        peer: name of the class in transformers that trains the same model, or None.
+        peer: what trains the same model, or None.
+        model_settings: `model.*` keys that are not the default.
+        train: `train.*` keys that are not the default and cost time.
     """
 
     title: str
-    method: Literal["mae", "simmim", "kamim"]
+    method: Literal["mae", "simmim", "kamim", "ibot", "msn"]
     model: str
     image_size: int
     batch_size: int
-    settings: dict[str, bool]
-    peer: str | None
+    settings: Mapping[str, Any]
+    peer: Peer | None
+    model_settings: Mapping[str, Any] = {}
+    train: Mapping[str, Any] = {}
 
+    def peer_precision(self, ours: Precision) -> Precision:
+        """The peer's number format when ours is the given one."""
+        return (self.peer and self.peer.precision) or ours
+
+
+MAE_PEER = Peer("ViTMAEForPreTraining", "transformers")
+SWIN_PEER = Peer("SwinForMaskedImageModeling", "transformers")
+PLAIN_PEER = Peer("plain fp32", "plain", "fp32")
 
 CASES = {
-    "mae": Case("MAE ViT-S/16", "mae", "vit_small", 224, 16, {"norm_pix_loss": True}, "ViTMAEForPreTraining"),
-    "simmim-swin": Case("SimMIM Swin-T", "simmim", "swin_tiny", 192, 8, {}, "SwinForMaskedImageModeling"),
+    "mae": Case("MAE ViT-S/16", "mae", "vit_small", 224, 16, {"norm_pix_loss": True}, MAE_PEER),
+    "simmim-swin": Case("SimMIM Swin-T", "simmim", "swin_tiny", 192, 8, {}, SWIN_PEER),
     "simmim-vit": Case("SimMIM ViT-S/16", "simmim", "simmim_vit_small", 224, 8, {}, None),
     "kamim": Case("KAMIM ViT-S/16, FAST", "kamim", "vit_small", 192, 8, {}, None),
+    "ibot": Case(
+        "iBOT ViT-S/16, 2+10",
+        "ibot",
+        "vit_small",
+        224,
+        4,
+        {},
+        PLAIN_PEER,
+        model_settings={"drop_path": 0.1, "position_rule": "scale_offset"},
+        train={"clip_norm": 3.0, "clip_scope": "tensor"},
+    ),
+    "msn": Case(
+        "MSN ViT-S/16, 1+1+10",
+        "msn",
+        "vit_small",
+        224,
+        4,
+        {},
+        PLAIN_PEER,
+        model_settings={"position_rule": "scale"},
+        train={"clip_norm": 3.0},
+    ),
 }
 
 
@@ -42,7 +92,7 @@ class Contestant(NamedTuple):
     Attributes:
         forward: loss of a fixed batch.
         backward: gradients of that loss.
-        update: the optimiser's step, gradients cleared.
+        update: the optimiser's step and all that comes with it, gradients cleared.
         num_trained: number of trained parameters, to see that two contestants train the same model.
     """
 

@@ -13,17 +13,21 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
 from halfseen.data.loader import Job, TrainingWorker
 from halfseen.data.sources import Source, open_source
-from halfseen.engine.config import OptimizerConfig
-from halfseen.engine.optim import build_optimizer, parameter_groups
+from halfseen.engine.config import TrainConfig
+from halfseen.engine.optim import build_optimizer, clip_each_tensor, clip_gradients, parameter_groups
 from halfseen.engine.precision import autocast
 from halfseen.methods.base import Method
 from halfseen.methods.table import MethodConfig, build_method
 from halfseen.types import Batch, Progress
 
+TOTAL_STEPS = 100_000
+"""Steps of the whole run of which a few are measured; its length is only asked for by schedules."""
+
 
 def build(case: Case) -> Method:
     """The method of a case with its published settings, on its encoder."""
-    encoder = build_encoder(ModelConfig(name=case.model), case.image_size)
+    model = ModelConfig.model_validate({"name": case.model, **case.model_settings})
+    encoder = build_encoder(model, case.image_size)
     config = TypeAdapter(MethodConfig).validate_python({"name": case.method, **case.settings})
     return build_method(config, encoder, case.image_size, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -49,29 +53,41 @@ def build_ours(case: Case, precision: str, source: Source) -> Contestant:
     torch.manual_seed(0)
     method = build(case).train()
     batch = load_batch(TrainingWorker(source, method.view_plan(), seed=0), case.batch_size)
-    settings = OptimizerConfig.model_validate({})
+    train = TrainConfig.model_validate(case.train)
     device = torch.device("cpu")
-    optimizer = build_optimizer(
-        parameter_groups(method.named_parameters(), method.parameter_group, settings), settings, device
-    )
+    groups = parameter_groups(method.named_parameters(), method.parameter_group, train.optimizer)
+    clipped = [parameter for group in groups if group["clip"] for parameter in group["params"]]
+    clip = clip_each_tensor if train.clip_scope == "tensor" else clip_gradients
+    optimizer = build_optimizer(groups, train.optimizer, device)
     for group in optimizer.param_groups:
         group["lr"] = 1e-4
-    done = 0
+    done = TOTAL_STEPS // 2  # In the middle of a run nothing is frozen any more.
+
+    def progress() -> Progress:
+        return Progress(
+            step=done,
+            total_steps=TOTAL_STEPS,
+            steps_per_epoch=TOTAL_STEPS // 100,
+            seed=0,
+            row_start=0,
+            global_batch_size=case.batch_size,
+        )
 
     def forward() -> Tensor:
-        progress = Progress(
-            step=done, total_steps=1000, steps_per_epoch=100, seed=0, row_start=0, global_batch_size=case.batch_size
-        )
         with autocast(device, precision):
-            return method(batch, progress).loss
+            return method(batch, progress()).loss
 
     def backward(loss: Tensor) -> None:
         loss.backward()
 
     def update() -> None:
         nonlocal done
+        if train.clip_norm is not None:
+            clip(clipped, train.clip_norm)
+        method.before_update(progress())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        method.after_step(progress())
         done += 1
 
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

@@ -1,4 +1,4 @@
-"""The same training step in transformers: what a user would have without this library."""
+"""The same training step without this library: in transformers, or written plainly where no package has the method."""
 
 from collections.abc import Callable
 
@@ -53,9 +53,24 @@ def swin_mask(case: Case, seed: int = 0) -> Tensor:
     return mask.repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)
 
 
+def import_peer(case: Case) -> None:
+    """Load all modules that the peer of a case needs, so that they count as imports, not as its memory."""
+    assert case.peer is not None
+    if case.peer.package == "plain":
+        import benchmarks.plain  # noqa: F401
+    else:
+        import transformers
+
+        assert hasattr(transformers, case.peer.title)  # Transformers loads its modules when they are asked for.
+
+
 def build_peer(case: Case, precision: str) -> Contestant:
     """The peer of a case, ready to take steps: forward under autocast, backward, AdamW."""
     torch.manual_seed(0)
+    if case.peer is not None and case.peer.package == "plain":
+        from benchmarks.plain import build_plain
+
+        return build_plain(case)
     model = {"mae": mae_peer, "simmim": swin_peer}[case.method](case).train()
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
     inputs: dict[str, Callable[[], Tensor]] = {"pixel_values": lambda: images}
