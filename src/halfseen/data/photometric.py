@@ -53,20 +53,17 @@ def draw_changes(colour: Photometric, generator: np.random.Generator) -> Changes
     Always takes ten numbers from the generator, whatever is switched on, so a changed strength or probability moves no
     other draw.
     """
-    jitter, brightness, contrast, saturation, hue, order, grayscale, blur, radius, solarize = generator.random(
-        10
-    ).tolist()
+    jitter, *factors, order, grayscale, blur, radius, solarize = generator.random(10).tolist()
     return Changes(
-        jitter=_draw_jitter(colour, (brightness, contrast, saturation, hue), order) if jitter < colour.jitter else (),
+        jitter=_draw_jitter(colour, factors, order) if jitter < colour.jitter else (),
         grayscale=grayscale < colour.grayscale,
         blur_radius=_between(*colour.blur_radius, radius) if blur < colour.blur else None,
         solarize=solarize < colour.solarize,
     )
 
 
-def _draw_jitter(
-    colour: Photometric, draws: tuple[float, float, float, float], order: float
-) -> tuple[tuple[str, float], ...]:
+def _draw_jitter(colour: Photometric, draws: list[float], order: float) -> tuple[tuple[str, float], ...]:
+    """The four changes in a random order, without those of strength 0; a draw in [0, 1) for each, and for the order."""
     strengths = (colour.brightness, colour.contrast, colour.saturation, colour.hue)
     changes = []
     for which in _ORDERS[int(order * len(_ORDERS))]:
@@ -107,6 +104,7 @@ def adjust_contrast(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[n
 
 
 def _scale_and_shift(image: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    """Every value times `scale` plus `shift`, its fraction cut off, kept within 0 to 255."""
     shift += _CUT_OFF
     matrix = np.array(((scale, 0.0, 0.0, shift), (0.0, scale, 0.0, shift), (0.0, 0.0, scale, shift)))
     changed: np.ndarray = cv2.transform(image, matrix)  # Fixed point: twice as fast as a table of 256 values.
