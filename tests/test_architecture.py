@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "config"},
     "reports": {"errors", "reports"},
     "recipes": set(),
-    "methods": GROUND | {"masking", "targets", "backbones", "methods.base"},
+    "methods": GROUND | {"masking", "targets", "backbones", "methods.base", "methods.guide"},
     "methods.table": GROUND | {"masking", "targets", "backbones", "methods"},
     "evaluation": GROUND | LOWER | {"evaluation"},
     "analysis": GROUND | {"evaluation.features", "methods.table", "methods.base", "backbones", "data", "analysis"},

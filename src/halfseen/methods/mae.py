@@ -26,6 +26,7 @@ from halfseen.backbones.initialise import init_mae
 from halfseen.errors import ConfigError
 from halfseen.masking.random import RandomSplit, count_visible, random_visible_ids
 from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.guide import AttentionGuide, Guide
 from halfseen.ops.losses import masked_mse
 from halfseen.ops.patches import gather_tokens, patch_grid, patchify, pixel_mask
 from halfseen.ops.pixels import Channels, normalise
@@ -55,6 +56,11 @@ class MAEConfig(BaseModel):
     loss_weight: LossWeight = Field(
         UniformWeight(kind="uniform"),
         description="how much each hidden pixel counts: uniform, or keypoints as in KAMIM",
+    )
+    attention_mask: AttentionGuide | None = Field(
+        None,
+        description="hide what an encoder attends to instead of random places, the same number of them (AttMask); "
+        "null = random",
     )
     crop_scale: CropScale = Field(
         (0.2, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
@@ -124,6 +130,7 @@ class MAE(Method):
         )
         with torch.no_grad():
             init_mae(encoder, self.decoder, torch_generator(seed, "weights"))
+        self.guide = None if config.attention_mask is None else Guide(config.attention_mask, encoder)
 
     def view_plan(self) -> ViewPlan:
         """One view, and keypoint densities if the loss is weighted by them."""
@@ -132,6 +139,8 @@ class MAE(Method):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = normalise(batch.views[0], self.mean, self.std)
         noise = step_noise(progress, len(images), self.num_patches, "mask")
+        if self.guide is not None:
+            noise = self.guide.noise(images, noise, progress)
         split = random_visible_ids(noise, self.num_visible).to(images.device)
         return self.compare(images, split, batch.extras)
 
@@ -156,8 +165,13 @@ class MAE(Method):
         return StepOutput(loss, metrics)
 
     def encoders(self) -> Mapping[str, Encoder]:
-        """The one encoder."""
+        """The one encoder; the one whose attention guides the masks is a means only."""
         return {"student": self.encoder}
+
+    def after_step(self, progress: Progress) -> None:
+        """The guide follows."""
+        if self.guide is not None:
+            self.guide.follow(self.encoder)
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """No decay for vectors and biases; class and mask token (3-D) are decayed, as in the official code."""

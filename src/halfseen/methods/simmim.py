@@ -29,6 +29,7 @@ from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError
 from halfseen.masking.random import CellGrid
 from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.guide import AttentionGuide, Guide
 from halfseen.ops.losses import join_weights, masked_l1
 from halfseen.ops.patches import PixelOrder, gather_tokens, pixel_mask
 from halfseen.ops.pixels import Channels, normalise
@@ -68,6 +69,11 @@ class SimMIMConfig(BaseModel):
     )
     decay_exclude_position_bias: bool = Field(
         False, description="keep relative position bias tables out of the weight decay (the official code decays them)"
+    )
+    attention_mask: AttentionGuide | None = Field(
+        None,
+        description="hide what an encoder attends to instead of random places, the same number of them (AttMask); "
+        "null = random",
     )
     crop_scale: CropScale = Field(
         (0.67, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
@@ -147,6 +153,8 @@ class SimMIM(Method):
             self.pixel_order = "channels_last"
         with torch.no_grad():
             init_simmim(encoder, self.mask_token, self.decoder, torch_generator(seed, "weights"))
+        guide = config.attention_mask
+        self.guide = None if guide is None else Guide(guide, encoder, self.cells.patches_per_cell)
 
     def view_plan(self) -> ViewPlan:
         """One view, and keypoint densities if the loss is weighted by them."""
@@ -155,6 +163,8 @@ class SimMIM(Method):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         images = normalise(batch.views[0], self.mean, self.std)
         noise = step_noise(progress, len(images), self.cells.num_cells, "mask")
+        if self.guide is not None:
+            noise = self.guide.noise(images, noise, progress)
         hidden_cells = self.cells.hide(noise).to(images.device, non_blocking=True)
         return self.compare(images, hidden_cells, batch.extras)
 
@@ -196,8 +206,13 @@ class SimMIM(Method):
         return StepOutput(loss, metrics)
 
     def encoders(self) -> Mapping[str, Encoder]:
-        """The one encoder."""
+        """The one encoder; the one whose attention guides the masks is a means only."""
         return {"student": self.encoder}
+
+    def after_step(self, progress: Progress) -> None:
+        """The guide follows."""
+        if self.guide is not None:
+            self.guide.follow(self.encoder)
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """No decay for vectors, biases, class token and positions; for Swin, for the mask token neither.

@@ -1,0 +1,155 @@
+"""Attention as the mask of methods that hide a fixed share of every image: SimMIM and MAE.
+
+Their masks come from noise: where it is largest, a patch is hidden. A guide puts an encoder's attention in the place of
+that noise, so the number of hidden patches stays what the method asks for. The encoder is a moving average of the
+method's own, or a given one.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from halfseen.backbones.base import Encoder
+from halfseen.backbones.teacher import averaged_copy
+from halfseen.backbones.weights import load_encoder
+from halfseen.errors import ConfigError
+from halfseen.masking.attention import AttentionMask, attention_scores, hide_by_score
+from halfseen.ops.moving_average import Pair, pair_by_name, update_average
+from halfseen.ops.randomness import step_noise
+from halfseen.types import Progress
+
+
+class AttentionGuide(BaseModel):
+    """Hide what an encoder's class token attends to (`method.attention_mask`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    select: Literal["high", "hint", "low"] = Field(
+        "high",
+        description="hidden patches: high = those of highest score, hint = as high but some of the very highest stay "
+        "visible, low = those of lowest score",
+    )
+    score: Literal["raw", "log", "power", "rollout"] = Field(
+        "raw",
+        description="score of a patch: raw = attention of the class token, mean over the heads; log = mean over the "
+        "heads of its logarithm; power = mean of its power; rollout = attention followed through several blocks",
+    )
+    layer: int | None = Field(None, ge=1, description="block whose attention is taken, from 1; null = the last one")
+    power: float = Field(0.5, gt=0, description="exponent for score power; below 1 it flattens heads with sharp peaks")
+    rollout: Literal["all", "mid", "last"] = Field(
+        "all", description="blocks for score rollout: all, the middle third (mid) or the last third (last)"
+    )
+    guided_share: float = Field(
+        1.0, gt=0, le=1, description="probability that an image is masked by attention; the others are masked at random"
+    )
+    show_max: float = Field(
+        0.1, gt=0, lt=1, description="for select hint: share of the patches, highest first, among which hints are drawn"
+    )
+    show_ratio: float = Field(0.5, gt=0, lt=1, description="for select hint: share of these patches that stay visible")
+    encoder: str | None = Field(
+        None,
+        description="whose attention: a run, a halfseen encoder or an official checkpoint; null = a moving average of "
+        "the encoder that is being trained",
+    )
+    momentum: float = Field(
+        0.996, ge=0, le=1, description="share of the moving average that stays at each update, without a given encoder"
+    )
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "AttentionGuide":
+        self.mask()
+        for key, needed in (("show_max", self.select == "hint"), ("show_ratio", self.select == "hint"),
+                            ("momentum", self.encoder is None)):  # fmt: skip
+            if not needed and getattr(self, key) != type(self).model_fields[key].default:
+                who = "a given encoder" if key == "momentum" else f"select={self.select}"
+                raise ValueError(f"{key}: got {getattr(self, key)}, but it has no effect with {who}. Leave it out.")
+        return self
+
+    def mask(self) -> AttentionMask:
+        """The part of the settings that says which score is taken."""
+        return AttentionMask(select="high", score=self.score, layer=self.layer, power=self.power, rollout=self.rollout)
+
+
+class Guide(nn.Module):
+    """The encoder that looks, and the noise that it makes.
+
+    Args:
+        config: the settings.
+        encoder: the one that is being trained.
+        cell_patches: patches along one side of a mask cell; a cell's score is the mean of its patches'.
+    Raises:
+        ConfigError: an encoder without class-token attention, of another patch size, or hints that show nothing.
+    """
+
+    def __init__(self, config: AttentionGuide, encoder: Encoder, cell_patches: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        self.mask = config.mask()
+        self.cell_patches = cell_patches
+        looking = encoder if config.encoder is None else load_encoder(config.encoder).encoder
+        if not looking.has_class_token:
+            raise ConfigError(
+                "method.attention_mask: this model has no class token whose attention could be followed. Choose a "
+                "plain vit_* model with a class token, or leave it out."
+            )
+        if looking.patch_size != encoder.patch_size:
+            raise ConfigError(
+                f"method.attention_mask.encoder: '{config.encoder}' has patches of {looking.patch_size} px, the model "
+                f"of {encoder.patch_size} px. Give one with equal patches."
+            )
+        self.encoder = averaged_copy(looking)
+        cells = (encoder.image_size // encoder.patch_size // cell_patches) ** 2
+        self.mask.check(cells, looking.num_layers, "method.attention_mask")
+        self.num_top = int(cells * config.show_max)
+        self.num_shown = int(self.num_top * config.show_ratio)
+        if config.select == "hint" and self.num_shown == 0:
+            raise ConfigError(
+                f"method.attention_mask.show_max: {config.show_max:g} of {cells} places are {self.num_top}, and "
+                f"show_ratio={config.show_ratio:g} of them shows none: hint would be high. Raise one of them, or write "
+                "select=high."
+            )
+
+    @torch.no_grad()
+    def noise(
+        self, images: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B n"], progress: Progress
+    ) -> Float[Tensor, "B n"]:
+        """Noise that is largest where a patch (or cell) is to be hidden.
+
+        Args:
+            images: the normalised images that will be masked.
+            noise: the method's own, on the CPU; it stays for images that are not guided.
+            progress: where the run stands.
+        Returns:
+            on the images' device.
+        """
+        B, num_cells = noise.shape
+        depth = self.encoder.num_layers
+        blocks = tuple(sorted(set(self.mask.blocks(depth))))
+        found = self.encoder(images, attention_layers=blocks, attention_rows=self.mask.rows)
+        num_patches = found.grid[0] * found.grid[1]
+        maps = dict(zip(blocks, found.attention, strict=True))
+        scores = attention_scores(self.mask, maps, self.mask.rows, num_patches, depth)
+        if self.cell_patches > 1:
+            scores = nn.functional.avg_pool2d(scores.unflatten(1, found.grid), self.cell_patches).flatten(1)
+        if self.config.select == "low":
+            scores = -scores
+        drawn = step_noise(progress, B, 1 + num_cells, "attention_mask").to(images.device, non_blocking=True)
+        if self.config.select == "hint":
+            top = hide_by_score(scores, self.num_top)
+            scores = scores.masked_fill(self._hints(top, drawn[:, 1:]), -torch.inf)
+        guided: Bool[Tensor, "B 1"] = drawn[:, :1] < self.config.guided_share
+        return torch.where(guided, scores, noise.to(images.device, non_blocking=True))
+
+    def _hints(self, top: Bool[Tensor, "B n"], noise: Float[Tensor, "B n"]) -> Bool[Tensor, "B n"]:
+        return hide_by_score(noise.masked_fill(~top, -1.0), self.num_shown) & top
+
+    def pairs(self, encoder: Encoder) -> list[Pair]:
+        """What `follow` averages: nothing with a given encoder."""
+        return pair_by_name(encoder, self.encoder) if self.config.encoder is None else []
+
+    def follow(self, encoder: Encoder) -> None:
+        """Move the average towards the encoder that is being trained."""
+        update_average(self.pairs(encoder), self.config.momentum)
