@@ -27,8 +27,7 @@ from halfseen.data.photometric import (
     solarize,
     to_grayscale,
 )
-from halfseen.data.transforms import cut_views
-from halfseen.types import Photometric, ViewPlan, ViewSpec
+from halfseen.types import Photometric
 
 ALL = Photometric(
     brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2, blur=0.5, solarize=0.2
@@ -241,31 +240,3 @@ def test_the_same_number_of_draws_whatever_is_switched_on(colour: Photometric) -
         draw_changes(colour, used)
         counted.random(10)
     assert used.random() == counted.random()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("blur", [0.0, 1.0])
-def test_whole_views_are_distributed_as_the_original_pipelines(blur: float) -> None:
-    """Brightness, contrast, colourfulness and roughness of many views."""
-    colour = replace(ALL, blur=blur)
-    image = photograph(60, 80)
-    original = v1.Compose(
-        [
-            v1.RandomResizedCrop(32, scale=(0.25, 1.0), interpolation=v1.InterpolationMode.BICUBIC),
-            v1.RandomHorizontalFlip(),
-            v1.RandomApply([v1.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-            v1.RandomGrayscale(0.2),
-            v1.RandomApply([v1.Lambda(lambda p: p.filter(ImageFilter.GaussianBlur(np.random.uniform(0.1, 2))))], blur),  # noqa: NPY002
-            v1.RandomSolarize(128, 0.2),
-        ]
-    )
-    plan, generator = ViewPlan((ViewSpec(32, crop_scale=(0.25, 1.0), colour=colour),)), np.random.default_rng(0)
-
-    def measures(view: np.ndarray) -> tuple[float, ...]:
-        pixels = view.astype(float)
-        return pixels.mean(), pixels.std(), np.ptp(pixels, axis=2).mean(), np.abs(np.diff(pixels, axis=1)).mean()
-
-    theirs = np.array([measures(np.asarray(original(Image.fromarray(image)))) for _ in range(1500)])
-    ours = np.array([measures(cut_views(image, plan, generator)[0]) for _ in range(1500)])
-    for number in range(4):
-        assert ks_2samp(ours[:, number], theirs[:, number]).pvalue > 0.01, number
