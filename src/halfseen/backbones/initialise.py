@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.beit import BeitEncoder
+from halfseen.backbones.heads import WeightNormLinear
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.backbones.viny import ViNyEncoder
 from halfseen.backbones.vit import ViTEncoder
@@ -167,3 +168,53 @@ def _default_all(module: nn.Module, generator: Generator) -> None:
         if isinstance(part, nn.Linear | nn.Conv2d):
             _default(part, generator)
         _reset_norm(part)
+
+
+def init_ibot(encoder: Encoder, head: nn.Module, mask_token: Tensor | None, generator: Generator) -> None:
+    """iBOT and DINO: truncated normal 0.02 for linear layers, positions, class token and (Swin) bias tables.
+
+    Biases and mask token are zero; the patch projection keeps the framework's default, and so do the directions of the
+    head's last layers, which the original builds after this rule; their lengths are 1.
+    Source: arXiv 2111.07832, official code.
+    """
+    for module in (encoder, head):
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                _trunc_normal(part.weight, generator)
+                _zero(part.bias)
+            elif isinstance(part, WeightNormLinear):
+                nn.init.ones_(part.weight_g)
+                bound = 1 / math.sqrt(part.weight_v.shape[1])
+                nn.init.uniform_(part.weight_v, -bound, bound, generator=generator)
+            _reset_norm(part)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("cls_token", "reg_token", "pos_embed", "relative_position_bias_table")):
+            _trunc_normal(parameter, generator)
+    for part in encoder.modules():
+        if isinstance(part, nn.Conv2d):
+            _default(part, generator)
+    if mask_token is not None:
+        nn.init.zeros_(mask_token)
+
+
+def init_msn(encoder: Encoder, head: nn.Module, prototypes: Tensor, generator: Generator) -> None:
+    """MSN: truncated normal 0.02 for linear layers, positions and class token; zero biases.
+
+    Convolutions (the patch projection, a convolutional stem) are Kaiming-normal by their inputs, with the gain of a
+    ReLU; prototypes uniform in -1 / sqrt(d) .. 1 / sqrt(d).
+    Source: arXiv 2204.07141, official code.
+    """
+    for module in (encoder, head):
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                _trunc_normal(part.weight, generator)
+                _zero(part.bias)
+            elif isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
+                _zero(part.bias)
+            _reset_norm(part)
+    for name, parameter in encoder.named_parameters():
+        if name.endswith(("cls_token", "reg_token", "pos_embed")):
+            _trunc_normal(parameter, generator)
+    bound = 1 / math.sqrt(prototypes.shape[1])
+    nn.init.uniform_(prototypes, -bound, bound, generator=generator)
