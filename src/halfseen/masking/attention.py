@@ -41,47 +41,52 @@ class AttentionMask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["attention"] = Field("attention", description="masks: attention = by what the teacher attends to")
+    kind: Literal["attention"] = Field(
+        default="attention", description="masks: attention = by what the teacher attends to"
+    )
     select: Select = Field(
-        "high",
+        default="high",
         description="hidden patches: high = those of highest score, hint = as high but some of the very highest stay "
         "visible, low = those of lowest score",
     )
     score: Score = Field(
-        "raw",
+        default="raw",
         description="score of a patch: raw = attention of the class token, mean over the heads; log = mean over the "
         "heads of its logarithm; power = mean of its power; rollout = attention followed through several blocks",
     )
     layer: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="block whose attention gives raw, log and power scores, counted from 1 (the thesis' layer_mask "
         "counts from 0: 11 is 12 here); null = the last one",
     )
-    power: float = Field(0.5, gt=0, description="exponent for score power; below 1 it flattens heads with sharp peaks")
+    power: float = Field(
+        default=0.5, gt=0, description="exponent for score power; below 1 it flattens heads with sharp peaks"
+    )
     rollout: RolloutBlocks = Field(
-        "all", description="blocks for score rollout: all, the middle third (mid) or the last third (last)"
+        default="all", description="blocks for score rollout: all, the middle third (mid) or the last third (last)"
     )
     rollout_order: Literal["paper", "reference"] = Field(
-        "paper",
+        default="paper",
         description="order of the product for score rollout: paper = from the last block down; reference = as in the "
         "thesis' code: from the first block up, except `last` where each crop has a mask of its own",
     )
     leaky_batch_accumulation: bool = Field(
-        False,
+        default=False,
         description="for scores log and power, add the maps of all earlier images to each image's own, as in the "
         "thesis' code; masks then depend on the composition of the batch on each process",
     )
-    pred_ratio: Ratios = Field(0.3, description=RATIO_WORDS)
-    pred_ratio_var: Ratios = Field(0.2, description=VAR_WORDS)
+    pred_ratio: Ratios = Field(default=0.3, description=RATIO_WORDS)
+    pred_ratio_var: Ratios = Field(default=0.2, description=VAR_WORDS)
     ratio_scope: Literal["batch", "image"] = Field(
-        "batch", description="how often a share is drawn: batch = once per step (AttMask), image = per crop (thesis)"
+        default="batch",
+        description="how often a share is drawn: batch = once per step (AttMask), image = per crop (thesis)",
     )
     masking_prob: float = Field(
-        0.5, gt=0, le=1, description="probability that a crop gets a mask at all; the others stay whole"
+        default=0.5, gt=0, le=1, description="probability that a crop gets a mask at all; the others stay whole"
     )
     show_max: float = Field(
-        0.1,
+        default=0.1,
         gt=0,
         le=1,
         description="for select hint, share of the patches, highest first, among which hints are drawn; a random part "

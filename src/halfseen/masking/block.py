@@ -29,9 +29,9 @@ class BlockMask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["block"] = Field("block", description="masks: block = rectangles of random size (iBOT)")
-    pred_ratio: Ratios = Field(0.3, description=RATIO_WORDS)
-    pred_ratio_var: Ratios = Field(0.0, description=VAR_WORDS)
+    kind: Literal["block"] = Field(default="block", description="masks: block = rectangles of random size (iBOT)")
+    pred_ratio: Ratios = Field(default=0.3, description=RATIO_WORDS)
+    pred_ratio_var: Ratios = Field(default=0.0, description=VAR_WORDS)
 
     @model_validator(mode="after")
     def _ratios_fit(self) -> "BlockMask":
@@ -44,9 +44,11 @@ class RandomMask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["random"] = Field("random", description="masks: random = single patches (iBOT's `rand`)")
-    pred_ratio: Ratios = Field(0.65, description=f"{RATIO_WORDS}; single patches need a higher share than blocks")
-    pred_ratio_var: Ratios = Field(0.05, description=VAR_WORDS)
+    kind: Literal["random"] = Field(default="random", description="masks: random = single patches (iBOT's `rand`)")
+    pred_ratio: Ratios = Field(
+        default=0.65, description=f"{RATIO_WORDS}; single patches need a higher share than blocks"
+    )
+    pred_ratio_var: Ratios = Field(default=0.05, description=VAR_WORDS)
 
     @model_validator(mode="after")
     def _ratios_fit(self) -> "RandomMask":

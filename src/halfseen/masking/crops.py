@@ -55,7 +55,9 @@ class MixtureMask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["mixture"] = Field("mixture", description="masks: mixture = each crop takes one of several at random")
+    kind: Literal["mixture"] = Field(
+        default="mixture", description="masks: mixture = each crop takes one of several at random"
+    )
     parts: tuple[MixturePart, ...] = Field(min_length=2, description="the masks and their probabilities")
 
     @model_validator(mode="after")
