@@ -252,6 +252,65 @@ def test_subset_size_draws_from_the_training_split_only(tmp_path: Path, draw: Dr
         drawn(21, 0)
 
 
+def test_subsets_by_class_are_of_the_training_split_only(tmp_path: Path, draw: Draw) -> None:
+    draw(*(f"train/{name}/{number}.png" for name, count in (("cat", 5), ("dog", 10)) for number in range(count)))
+    draw(*(f"val/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))
+    root = str(tmp_path)
+
+    def chosen(**keys: object) -> list[str]:
+        config = DataConfig.model_validate({"source": root, **keys})
+        assert len(open_source(root, "test", config=config)) == 6
+        source = open_source(root, config=config)
+        assert source.class_names == ("cat", "dog")
+        return names_in(source, tmp_path / "train")
+
+    assert chosen(subset_per_class=2) == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
+    assert chosen(subset_fraction_per_class=0.3) == ["cat/0.png", "dog/0.png", "dog/1.png", "dog/2.png"]
+    assert len(chosen(subset_fraction_per_class=0.3, subset_rounding="ceil")) == 5
+    listing = tmp_path / "list.txt"
+    listing.write_text("dog/7.png 1\ncat/4.png cat\n")
+    assert chosen(subset_list=str(listing)) == ["cat/4.png", "dog/7.png"]
+    with pytest.raises(DataError, match=r"subset_fraction_per_class: got 0\.05, which leaves no image"):
+        chosen(subset_fraction_per_class=0.05)
+
+
+def test_the_first_images_of_a_manifest_go_by_name(tmp_path: Path, draw: Draw) -> None:
+    names = ["c.png", "a.png", "b.png", "d.png"]
+    draw(*names)
+    rows = [{"image": name, "label": "dog" if name == "d.png" else "cat"} for name in names]
+    root = write_manifest(tmp_path / "images.csv", rows)
+    config = DataConfig(source=root, subset_per_class=2)
+    assert names_in(open_source(root, config=config), tmp_path) == ["a.png", "b.png", "d.png"]
+
+
+def test_images_on_the_skip_list_may_stay_in_a_subset_list(tmp_path: Path, draw: Draw) -> None:
+    draw("cat/1.png", "cat/2.png", "dog/1.png")
+    write_skip_list(tmp_path / "halfseen_skip.json", [SkipEntry("cat/2.png", None, "is torn")])
+    (tmp_path / "list.txt").write_text("cat/1.png 0\ncat/2.png 0\n")
+    config = DataConfig(source=str(tmp_path), subset_list=str(tmp_path / "list.txt"))
+    assert names_in(open_source(str(tmp_path), config=config), tmp_path) == ["cat/1.png"]
+
+
+def test_subsets_that_can_not_be_had_are_refused(tmp_path: Path, draw: Draw) -> None:
+    draw("1.png", "2.png")
+    root = str(tmp_path)
+    with pytest.raises(DataError, match=r"data\.subset_per_class: got 2, but .* has no classes"):
+        open_source(root, config=DataConfig(source=root, subset_per_class=2))
+    with pytest.raises(
+        DataError, match=r"data\.subset_list: got 'x', but the images of 'bundled:fashion.*' are not files"
+    ):
+        open_source("bundled:fashion", config=DataConfig(subset_list="x"))
+    with pytest.raises(ValidationError, match=r"subset_list: got 'x' beside subset_size=3.*in one way only"):
+        DataConfig(subset_size=3, subset_list="x")
+    with pytest.raises(ValidationError, match=r"subset_rounding: got 'ceil', but it has an effect with"):
+        DataConfig(subset_rounding="ceil")
+
+
+def test_bundled_images_have_subsets_by_class() -> None:
+    source = open_source("bundled:fashion", config=DataConfig(subset_per_class=3))
+    assert np.bincount(source.labels).tolist() == [3] * 10
+
+
 def test_settings_of_the_run_do_not_touch_other_data(tmp_path: Path, draw: Draw) -> None:
     draw(*(f"a/{number}.png" for number in range(6)), *(f"b/{number}.png" for number in range(6)))
     config = DataConfig(source=str(tmp_path / "a"), subset_size=2, max_pixels=71)

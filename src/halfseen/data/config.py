@@ -1,6 +1,6 @@
 """What a run may say about its data: where the images are, at which size they are seen, what becomes of bad files."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -37,6 +37,27 @@ class DataConfig(BaseModel):
         default=None, ge=1, description="Train on this many images drawn from the training split; None uses all."
     )
     subset_seed: int = Field(default=0, ge=0, description="Seed of the draw of `subset_size` images.")
+    subset_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        description="Train on the first images of each class, by file name, this many; None uses all.",
+    )
+    subset_fraction_per_class: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        description="Train on the first images of each class, by file name, this share of them; None uses all.",
+    )
+    subset_rounding: Literal["floor", "ceil", "round"] = Field(
+        default="floor",
+        description="How `subset_fraction_per_class` of a class becomes a number of images: floor, ceil or round "
+        "(halves to the even number).",
+    )
+    subset_list: str | None = Field(
+        default=None,
+        description="Train on the images that a text file lists, one line `relative/path label` for each, relative to "
+        "the train folder; None uses all.",
+    )
     max_bad_fraction: float = Field(
         default=0.1,
         ge=0.0,
@@ -72,7 +93,23 @@ class DataConfig(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _one_subset_at_most(self) -> "DataConfig":
+        keys = ("subset_size", "subset_per_class", "subset_fraction_per_class", "subset_list")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{given[1]}: got {getattr(self, given[1])!r} beside {given[0]}={getattr(self, given[0])!r}, but a "
+                f"subset is chosen in one way only. Leave one of {', '.join(given)} out."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "DataConfig":
+        if self.subset_rounding != "floor" and self.subset_fraction_per_class is None:
+            raise ValueError(
+                f"subset_rounding: got '{self.subset_rounding}', but it has an effect with subset_fraction_per_class "
+                "only. Leave it out."
+            )
         if self.scene_size is not None and self.source != SCENES:
             raise ValueError(
                 f"scene_size: got {self.scene_size}, but it has an effect for source '{SCENES}' only, not for "

@@ -6,6 +6,7 @@ hold no random state and no open files, so loader workers can share or copy them
 
 import difflib
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxtyping import Int, UInt8
 
 from halfseen.data.config import DataConfig
 from halfseen.data.decode import BadImage
+from halfseen.data.subsets import first_of_each_class, read_subset_list, rows_of_list, share_of_each_class
 from halfseen.errors import DataError
 from halfseen.ops.randomness import numpy_generator
 
@@ -165,7 +167,7 @@ def open_source(
     Args:
         source: a folder, a manifest (.csv or .parquet), 'bundled:NAME' or 'torchvision:NAME'.
         split: which part of it; what has no parts is all 'train'.
-        config: the run's settings of the data; `subset_size` draws from the training split.
+        config: the run's settings of the data; its subset is one of the training split.
         use_skip_list: leave out the files on the skip list; False is for the doctor, who looks at all.
     Raises:
         DataError: if there is nothing there, or not that split; the message says what to mend.
@@ -174,15 +176,65 @@ def open_source(
         raise DataError(f"split: unknown '{split}'. Known: {', '.join(get_args(Split))}.")
     settings = config if config is not None and config.source == source else _settings_for_other(source, config)
     opened = _open(source, split, settings, use_skip_list)
-    if settings.subset_size is None or split != "train":
-        return opened
-    if settings.subset_size > len(opened):
-        raise DataError(
-            f"data.subset_size: got {settings.subset_size}, but '{source}' has {len(opened)} images. Write a smaller "
-            "number, or null for all."
+    rows = _chosen_rows(opened, settings) if split == "train" else None
+    return opened if rows is None else opened.subset(rows)
+
+
+def _chosen_rows(opened: Source, settings: DataConfig) -> Int[np.ndarray, " m"] | None:
+    """The rows of the subset that the settings ask for, ascending; None for all."""
+    if settings.subset_size is not None:
+        if settings.subset_size > len(opened):
+            raise DataError(
+                f"data.subset_size: got {settings.subset_size}, but '{settings.source}' has {len(opened)} images. "
+                "Write a smaller number, or null for all."
+            )
+        order = numpy_generator(settings.subset_seed, "subset").permutation(len(opened))
+        return np.sort(order[: settings.subset_size])
+    if settings.subset_list is not None:
+        return _listed_rows(opened, settings.subset_list)
+    if settings.subset_per_class is not None:
+        key = f"data.subset_per_class: got {settings.subset_per_class}"
+        rows = first_of_each_class(_labels_for(key, opened), settings.subset_per_class, _file_names(opened))
+    elif settings.subset_fraction_per_class is not None:
+        key = f"data.subset_fraction_per_class: got {settings.subset_fraction_per_class}"
+        rows = share_of_each_class(
+            _labels_for(key, opened),
+            settings.subset_fraction_per_class,
+            settings.subset_rounding,
+            _file_names(opened),
         )
-    order = numpy_generator(settings.subset_seed, "subset").permutation(len(opened))
-    return opened.subset(np.sort(order[: settings.subset_size]))
+    else:
+        return None
+    if not len(rows):
+        raise DataError(f"{key}, which leaves no image of any class. Write a larger share.")
+    return rows
+
+
+def _labels_for(key: str, opened: Source) -> Int[np.ndarray, " n"]:
+    if (opened.labels < 0).all():
+        raise DataError(f"{key}, but '{opened.name}' has no classes. Use subset_size or subset_list.")
+    return opened.labels
+
+
+def _file_names(opened: Source) -> list[str] | None:
+    """Paths of files; images in memory have an order, but no names."""
+    from halfseen.data.files import FileSource
+
+    return [opened.relative_path(row) for row in range(len(opened))] if isinstance(opened, FileSource) else None
+
+
+def _listed_rows(opened: Source, subset_list: str) -> Int[np.ndarray, " m"]:
+    from halfseen.data.files import FileSource, find_split_folder
+
+    if not isinstance(opened, FileSource):
+        raise DataError(
+            f"data.subset_list: got '{subset_list}', but the images of '{opened.name}' are not files with names. Use "
+            "subset_per_class or subset_size."
+        )
+    names = [opened.relative_path(row) for row in range(len(opened))]
+    folder = find_split_folder(opened.base, "train") or ""
+    left_out = [os.path.relpath(entry.path, opened.base) for entry in opened.left_out]
+    return rows_of_list(read_subset_list(subset_list), names, opened.labels, opened.class_names, folder, left_out)
 
 
 def has_split(source: str, split: Split) -> bool:
