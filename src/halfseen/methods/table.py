@@ -9,10 +9,12 @@ from halfseen.backbones.base import Encoder
 from halfseen.methods.base import Method
 from halfseen.methods.kamim import KAMIM, KAMIMConfig
 from halfseen.methods.mae import MAE, MAEConfig
+from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.methods.simmim import SimMIM, SimMIMConfig
 from halfseen.ops.pixels import Channels
 
-MethodConfig = Annotated[SimMIMConfig | MAEConfig | KAMIMConfig, Field(discriminator="name")]
+AnyMethodConfig = SimMIMConfig | MAEConfig | KAMIMConfig | MSNConfig
+MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="name")]
 """The settings of one method; `name` says of which."""
 
 
@@ -27,11 +29,12 @@ METHODS: dict[str, MethodEntry] = {
     "simmim": MethodEntry(SimMIMConfig, SimMIM),
     "mae": MethodEntry(MAEConfig, MAE),
     "kamim": MethodEntry(KAMIMConfig, KAMIM),
+    "msn": MethodEntry(MSNConfig, MSN),
 }
 
 
 def build_method(
-    config: SimMIMConfig | MAEConfig | KAMIMConfig,
+    config: AnyMethodConfig,
     encoder: Encoder,
     image_size: int,
     mean: Channels,
