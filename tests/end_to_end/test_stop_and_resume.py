@@ -70,6 +70,32 @@ def test_ctrl_c_saves_and_says_how_to_go_on(make_images: Callable[..., Path], tm
     assert checkpoints(stopped)
 
 
+@pytest.mark.processes
+@pytest.mark.slow
+def test_a_run_is_trained_by_one_process_at_a_time(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    """The second is turned away while the first one lives; after `kill -9` of the first nothing has to be cleared."""
+    make_images(tmp_path / "photos", count=40)
+    words = ("pretrain", "photos", *TINY["mae"], "train.epochs=10000", "train.checkpoint_every_steps=3")
+    folder = tmp_path / "runs" / "one"
+    # Loader workers outlive a killed run for seconds; they must not keep others out.
+    first = start(*words, "--name", "one", "runtime.workers=1", cwd=tmp_path)
+    wait_for_training(first, folder)
+    written = {path.name: path.read_bytes() for path in (folder / "config.yaml", folder / "environment.json")}
+    for second in (
+        run("pretrain", "--resume", "runs/one", cwd=tmp_path),
+        run("pretrain", "--resume", "runs/one", "--devices", "2", cwd=tmp_path),
+    ):
+        assert second.returncode == 2
+        assert len(second.stderr.strip().splitlines()) == 1, second.stderr
+        assert f"run_dir: 'runs/one' is in use by process {first.pid} on " in second.stderr
+    assert {name: (folder / name).read_bytes() for name in written} == written
+    assert first.poll() is None
+    first.kill()
+    done = run("pretrain", "--resume", "runs/one", "train.max_steps=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first.communicate()
+
+
 def wait_for_training(process: "subprocess.Popen[str]", run_dir: Path) -> None:
     """Until the process has written lines of metrics of its own, or has ended."""
     file = run_dir / "metrics.jsonl"

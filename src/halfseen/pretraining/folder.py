@@ -1,14 +1,17 @@
 """A run's folder: which one, and the small files that tell what ran, on what data, on which machine."""
 
 import contextlib
+import errno
+import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +24,11 @@ from halfseen.errors import CheckpointError, ConfigError, DataError
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.types import Batch, SkippedFile
 
+logger = logging.getLogger(__name__)
+
 RUNS = Path("runs")
 CONFIG, DATA, ENVIRONMENT = "config.yaml", "data.json", "environment.json"
+LOCK = ".lock"
 LISTED_PACKAGES = (
     "halfseen", "torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless", "safetensors",
 )  # fmt: skip
@@ -60,6 +66,43 @@ def open_folder(config: RunConfig) -> Path:
         return _new_folder(config)
     _make(Path(config.run_dir))
     return Path(config.run_dir)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder as long as the context lasts.
+
+    The system's own lock on the file `.lock`, not the file, keeps them out, and it ends with this process however that
+    ends, so a killed run leaves nothing to clear away. It is a record lock: loader workers, which may outlive a killed
+    run by seconds, don't inherit it. The file stays, as deleting it could free a name that somebody waits for.
+
+    Raises:
+        ConfigError: another process is at work there, or the folder can't be written.
+    """
+    path = folder / LOCK
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"run_dir: '{folder}' can't be written ({error.strerror}). Mend its permissions.") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise ConfigError(
+                    f"run_dir: '{folder}' is in use by {file.read().strip() or 'another process'}, which trains this "
+                    "run. Wait until it has ended, or stop it: it writes a checkpoint first."
+                ) from None
+            logger.warning(
+                "'%s' is on a drive without locks (%s): take care that only one process trains this run.",
+                folder,
+                error.strerror,
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
 
 
 def write_config(folder: Path, loaded: Loaded[RunConfig]) -> None:

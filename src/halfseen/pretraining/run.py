@@ -5,6 +5,7 @@
 The command line and `halfseen.pretrain` both come through `run`.
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,15 @@ from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import identity_of, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
-from halfseen.pretraining.folder import Diary, check_folder, open_folder, read_config, write_config, write_environment
+from halfseen.pretraining.folder import (
+    Diary,
+    check_folder,
+    hold_folder,
+    open_folder,
+    read_config,
+    write_config,
+    write_environment,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +133,12 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         HalfseenError: anything the user can mend; nothing that existed before is lost.
     """
     report_start()
-    with processes(loaded.config.runtime.device) as world:
+    with processes(loaded.config.runtime.device) as world, contextlib.ExitStack() as held:
         config = loaded.config
         open_device(config.runtime.device, world.local_rank)  # A device that isn't there is said before all work.
         check_folder(config, resume)
+        if resume and world.is_main:
+            held.enter_context(hold_folder(Path(str(config.run_dir))))
         if config.runtime.tensorboard:
             require_tensorboard()
         torch.set_num_threads(config.runtime.threads)
@@ -138,7 +149,9 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         loader = _open_loader(config, method, source, world)
         start = _starting_point(Path(str(config.run_dir)), config) if resume else None
         bad = precheck(source, config.data) if world.is_main else []
-        run_dir = Path(world.broadcast_object(str(open_folder(config)) if world.is_main else ""))
+        run_dir = Path(str(config.run_dir))
+        if not resume:
+            run_dir = Path(world.broadcast_object(str(_begin(config, held)) if world.is_main else ""))
         config = config.model_copy(update={"run_dir": str(run_dir)})
         diary = Diary(run_dir, source)
         if world.is_main:
@@ -158,6 +171,14 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
 
         harvest = finish(config, method, source, run_dir, outcome.step, terminal)
         return RunResult(run_dir, True, outcome.message, *harvest)
+
+
+def _begin(config: RunConfig, held: contextlib.ExitStack) -> Path:
+    """The folder of a new run, made and kept for this process."""
+    folder = open_folder(config)
+    held.enter_context(hold_folder(folder))
+    check_folder(config, resume=False)  # Another process may have begun a run there since the first look.
+    return folder
 
 
 def _train(
