@@ -9,6 +9,7 @@ were drawn beforehand, on the CPU (`draw_attention`). Numbers of blocks count fr
 Sources: AttMask, arXiv 2203.12719; attention rollout, arXiv 2005.00928; the thesis' code is called "the reference".
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -137,11 +138,10 @@ class AttentionMask(BaseModel):
         check_hides(self.pred_ratio, self.pred_ratio_var, num_patches, key)
         largest = largest_ratio(self.pred_ratio, self.pred_ratio_var)
         if self.select == "hint" and largest > 0 and int(self.show_max * largest * num_patches) == 0:
-            least = 1 / (largest * num_patches)
-            mend = f"Write at least {least:.2g}, or" if least <= 1 else "Write"
+            least = math.ceil(100 / (largest * num_patches)) / 100
             raise ConfigError(
                 f"{key}.show_max: {self.show_max:g} of {num_patches} patches, times a share of at most {largest:g}, "
-                f"never shows one: hint would be high. {mend} select=high."
+                f"never shows one: hint would be high. Write at least {least:g}, or select=high."
             )
 
 

@@ -1,5 +1,6 @@
 """How large a share of the patches a mask hides, where that is itself random: iBOT's and AttMask's ranges of ratios."""
 
+import math
 import random
 from typing import Annotated
 
@@ -58,7 +59,7 @@ def check_hides(pred_ratio: Ratios, pred_ratio_var: Ratios, num_patches: int, ke
     if largest > 0 and int(largest * num_patches) == 0:
         raise ConfigError(
             f"{key}.pred_ratio: {largest:g} of {num_patches} patches, the most that is drawn, hides none of them. "
-            f"Choose at least {1 / num_patches:.2g}, smaller patches or a larger image."
+            f"Choose at least {math.ceil(1000 / num_patches) / 1000:g}, smaller patches or a larger image."
         )
 
 
