@@ -56,6 +56,26 @@ def test_decay_all_decays_biases_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_a_parameter_may_join_later_as_if_it_started_then(name: str) -> None:
+    """Methods freeze layers at first by taking their gradients away."""
+    model, optimizer = make(OptimizerConfig(name=name))
+    fresh, other = make(OptimizerConfig(name=name))
+    for step in range(2):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if step == 0:
+            model[2].weight.grad = None
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        optimizer.step()
+    fresh[2].weight.grad = torch.ones_like(fresh[2].weight)
+    for group in other.param_groups:
+        group["lr"] = 0.1
+    other.step()
+    torch.testing.assert_close(model[2].weight, fresh[2].weight)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_moments_are_saved_by_name_and_survive_other_groups(name: str) -> None:
     """The moments go back to their parameters even if the groups are cut in another way."""
     config = OptimizerConfig(name=name)

@@ -114,9 +114,11 @@ def build_optimizer(
     """The optimiser over `parameter_groups`; the learning rate is set before each step."""
     if config.name == "lars":
         return LARS(groups, momentum=config.momentum, trust=config.trust)
-    fused = device.type in FUSED_DEVICES
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, fused=fused or None)
+        # Not fused: that kernel fails where a layer that was frozen at first joins later, without a velocity yet.
+        foreach = True if device.type in ("cpu", "cuda") else None
+        return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, foreach=foreach)
+    fused = device.type in FUSED_DEVICES
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused or None)
 
 
