@@ -7,13 +7,14 @@ from pydantic import BaseModel, Field
 
 from halfseen.backbones.base import Encoder
 from halfseen.methods.base import Method
+from halfseen.methods.ibot import IBOT, IBOTConfig
 from halfseen.methods.kamim import KAMIM, KAMIMConfig
 from halfseen.methods.mae import MAE, MAEConfig
 from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.methods.simmim import SimMIM, SimMIMConfig
 from halfseen.ops.pixels import Channels
 
-AnyMethodConfig = SimMIMConfig | MAEConfig | KAMIMConfig | MSNConfig
+AnyMethodConfig = SimMIMConfig | MAEConfig | KAMIMConfig | IBOTConfig | MSNConfig
 MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="name")]
 """The settings of one method; `name` says of which."""
 
@@ -29,6 +30,7 @@ METHODS: dict[str, MethodEntry] = {
     "simmim": MethodEntry(SimMIMConfig, SimMIM),
     "mae": MethodEntry(MAEConfig, MAE),
     "kamim": MethodEntry(KAMIMConfig, KAMIM),
+    "ibot": MethodEntry(IBOTConfig, IBOT),
     "msn": MethodEntry(MSNConfig, MSN),
 }
 
