@@ -8,8 +8,10 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin
+from types import UnionType
+from typing import Literal, NamedTuple, Union, get_args, get_origin
 
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -18,6 +20,7 @@ from halfseen.config.yaml_text import show
 
 YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 NOTHING = ("none", "off", "")
+ENTRY = "entry_of_a_list"
 
 
 class Fault(NamedTuple):
@@ -79,11 +82,18 @@ def nearest_keys(dotted: str, space: KeySpace, tag: str | None = None) -> list[s
 
 def expected(annotation: object, metadata: Sequence[object] = ()) -> str:
     """In words, what a field may hold: 'a float in [0, 1)', 'a list of 3 floats', 'one of bf16, fp32'."""
-    parts = [_expected_one(part, metadata) for part in members(annotation) if part is not type(None)]
+    parts = [_expected_one(part, inner or metadata) for part, inner in _bounded(annotation) if part is not type(None)]
     words = list(dict.fromkeys(parts))
     if type(None) in members(annotation):
         words.append("null")
     return " or ".join(words)
+
+
+def _bounded(annotation: object) -> list[tuple[object, tuple[object, ...]]]:
+    """The types that an annotation allows, each with the bounds that stand beside it alone."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for branch in get_args(annotation) for part in _bounded(branch)]
+    return [(part, _metadata_of(annotation)) for part in members(annotation)]
 
 
 def _expected_one(part: object, metadata: Sequence[object]) -> str:
@@ -110,7 +120,7 @@ def _expected_one(part: object, metadata: Sequence[object]) -> str:
 
 def _expected_list(arguments: tuple[object, ...], metadata: Sequence[object]) -> str:
     inner = [argument for argument in arguments if argument is not Ellipsis]
-    kinds = {expected(argument, _metadata_of(argument)) for argument in inner}
+    kinds = {"groups of keys" if models_of(one) else expected(one, _metadata_of(one)) for one in inner}
     kind = kinds.pop().removeprefix("an ").removeprefix("a ") if len(kinds) == 1 else "values"
     for plural in ("float", "integer"):
         kind = kind.replace(plural, f"{plural}s", 1) if kind.startswith(plural) else kind
@@ -155,7 +165,8 @@ def _interval(metadata: Sequence[object]) -> str:
 def remedy(value: object, annotation: object, metadata: Sequence[object]) -> str:
     """How to write what was probably meant; empty when there is no good guess."""
     kinds = members(annotation)
-    low, _, high, _ = bounds(metadata)
+    scalar = next((inner for part, inner in _bounded(annotation) if part is float), ())
+    low, _, high, _ = bounds(scalar or metadata)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if float in kinds and isinstance(value, int | float) and number and low >= 0 and high <= 1 and 2 <= value <= 100:
         return f" Write {value / 100:g} for {value:g} %."
@@ -166,7 +177,7 @@ def remedy(value: object, annotation: object, metadata: Sequence[object]) -> str
     if str in kinds and (number or isinstance(value, bool)):
         return f' Write "{show(value)}" in quotes.'
     lists = [part for part in kinds if get_origin(part) in (tuple, list)]
-    if lists and not isinstance(value, list | dict) and value is not None:
+    if lists and not isinstance(value, list | dict) and value is not None and not (number and float in kinds):
         count = len([part for part in get_args(lists[0]) if part is not Ellipsis])
         return f" Write [{', '.join([show(value)] * count)}]."
     return ""
@@ -206,7 +217,17 @@ class Translator:
         """All findings as sentences, in the order of the model; keys left over from another method become one."""
         faults: dict[str, Fault] = {}
         left_over: dict[str, list[str]] = {}
-        for detail in details:
+        found = list(details)
+        for detail in found:
+            if detail["type"] == "too_short" and any(
+                len(other["loc"]) > len(detail["loc"]) and other["loc"][: len(detail["loc"])] == detail["loc"]
+                for other in found
+            ):
+                continue  # pydantic doesn't count the entries that have faults of their own
+            inside = self._inside_list(detail)
+            if inside is not None:
+                faults[inside.dotted] = inside
+                continue
             path, index, tag = self._place(detail["loc"])
             dotted = ".".join(path)
             union = self._union_above(path) if detail["type"] == "extra_forbidden" else None
@@ -222,7 +243,7 @@ class Translator:
     def _place(self, loc: Sequence[int | str]) -> tuple[tuple[str, ...], str, str | None]:
         """pydantic's location as (path, '[2]' inside lists, tag of the union above), without the tags in between."""
         path: list[str] = []
-        index, tag = "", None
+        index, tag, open_union = "", None, False
         for part in loc:
             if isinstance(part, int):
                 index += f"[{part}]"
@@ -233,10 +254,34 @@ class Translator:
                 and key.tag_name
                 and part in {t for m in key.models for t in tag_values(m, key.tag_name)}
             ):
-                tag = part
+                tag, open_union = part, False
+            elif open_union and key is not None and key.items is not None:
+                open_union = False  # the name of the union's branch that is a list
             elif key is None or key.models:
                 path.append(part)
+                here = self.space.find(".".join(path), tag)
+                open_union = here is not None and here.tag_name is not None
         return tuple(path), index, tag
+
+    def _inside_list(self, detail: ErrorDetails) -> Fault | None:
+        """The fault of a finding in an entry of a list of models: the entry is looked at as a configuration."""
+        stop = next((place for place, part in enumerate(detail["loc"]) if isinstance(part, int)), None)
+        if stop is None:
+            return None
+        path, _, tag = self._place(detail["loc"][:stop])
+        key = self.space.find(".".join(path), tag)
+        if key is None or key.items is None:
+            return None
+        number = detail["loc"][stop]
+        group = group_at(self.values, path[:-1]) or {}
+        held = group.get(path[-1])
+        entry = held[number] if isinstance(held, list) and isinstance(number, int) else None
+        entry_model = create_model("Entry", **{ENTRY: (key.items, ...)})  # type: ignore[call-overload]
+        space = KeySpace(entry_model)
+        found = Translator(space, {ENTRY: entry}, {}).faults([{**detail, "loc": (ENTRY, *detail["loc"][stop + 1 :])}])
+        name = f"{key.dotted}[{number}]"
+        dotted, sentence = (text.replace(ENTRY, name) for text in found[0])
+        return Fault(dotted, f"{sentence}{self._origin(key.dotted)}")
 
     def _fault(self, detail: ErrorDetails, path: tuple[str, ...], index: str, tag: str | None) -> Fault:
         dotted = ".".join(path)

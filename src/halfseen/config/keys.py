@@ -25,6 +25,7 @@ class Key:
         tags: values of the union's tag for which the key exists; empty outside unions.
         models: the models that the key may hold; empty for a leaf.
         tag_name: the key that tells `models` apart; None when there is one model or none.
+        items: the type of a list's entries where the key may hold a list of models; None where it may not.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Key:
     tags: tuple[str, ...]
     models: tuple[type[BaseModel], ...]
     tag_name: str | None
+    items: object | None
 
     @property
     def dotted(self) -> str:
@@ -51,6 +53,16 @@ def members(annotation: object) -> tuple[object, ...]:
 def models_of(annotation: object) -> tuple[type[BaseModel], ...]:
     """The pydantic models among the types that an annotation allows."""
     return tuple(part for part in members(annotation) if isinstance(part, type) and issubclass(part, BaseModel))
+
+
+def items_of(annotation: object) -> object | None:
+    """The type of the entries, if an annotation allows a list of models."""
+    for part in members(annotation):
+        if get_origin(part) in (tuple, list):
+            entry: object = get_args(part)[0]
+            if models_of(entry):
+                return entry
+    return None
 
 
 def literal_values(annotation: object) -> tuple[object, ...]:
@@ -80,7 +92,7 @@ def walk(model: type[BaseModel], path: Path = (), tags: tuple[str, ...] = ()) ->
     for name, field in model.model_fields.items():
         models = models_of(field.annotation)
         tag_name = tag_of(models)
-        key = Key((*path, name), field, tags, models, tag_name)
+        key = Key((*path, name), field, tags, models, tag_name, items_of(field.annotation))
         yield key
         for inner in models:
             yield from walk(inner, key.path, tag_values(inner, tag_name) if tag_name else tags)
