@@ -18,7 +18,7 @@ from halfseen.masking.crops import (
     AttentionNeed,
     CropMasks,
     LoaderMasks,
-    MaskConfig,
+    MaskSetting,
     MixtureMask,
     attention_need,
     needs_attention,
@@ -192,7 +192,7 @@ def test_attention_needs_a_class_token_and_pairs_need_attention() -> None:
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mask: MaskConfig | tuple[MaskConfig, ...] = BlockMask()
+    mask: MaskSetting = BlockMask()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from torch import Tensor
 
 from halfseen.errors import ConfigError
@@ -69,7 +69,26 @@ class MixtureMask(BaseModel):
 
 
 MaskConfig = Annotated[BlockMask | RandomMask | AttentionMask | MixtureMask, Field(discriminator="kind")]
-"""A mask as it may stand in a method's settings; a tuple of them gives each global crop one of its own."""
+"""One mask."""
+
+
+def _kind_or_list(value: object) -> str | None:
+    """What tells a list of masks and the kinds of single ones apart, in files and in Python."""
+    if isinstance(value, list | tuple):
+        return "list"
+    kind = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
+MaskSetting = Annotated[
+    Annotated[BlockMask, Tag("block")]
+    | Annotated[RandomMask, Tag("random")]
+    | Annotated[AttentionMask, Tag("attention")]
+    | Annotated[MixtureMask, Tag("mixture")]
+    | Annotated[tuple[MaskConfig, ...], Tag("list")],
+    Discriminator(_kind_or_list),
+]
+"""What may stand in a method's settings: one mask for all global crops, or a list with one for each."""
 
 
 class AttentionNeed(NamedTuple):
