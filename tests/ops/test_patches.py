@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfseen.errors import ShapeError
-from halfseen.ops.patches import gather_tokens, mask_from_ids, patch_grid, patchify, pixel_mask, unpatchify
+from halfseen.ops.patches import (
+    gather_tokens,
+    mask_from_ids,
+    patch_grid,
+    patchify,
+    pixel_mask,
+    unpatchify,
+    whole_patches,
+)
 
 ORDERS = ["channels_first", "channels_last"]
 
@@ -55,3 +63,16 @@ def test_masks_of_pixels_and_gathered_tokens() -> None:
     assert pixels[0, 0, :2, :2].all() and pixels[0, 0, 2:, :2].all() and int(pixels[0].sum()) == 8
     tokens = torch.arange(24.0).reshape(2, 6, 2)
     assert gather_tokens(tokens, ids)[0].tolist() == [[6.0, 7.0], [0.0, 1.0]]
+
+
+@given(height=st.integers(3, 20), width=st.integers(3, 20))
+def test_whole_patches_cut_the_border_on_the_right_and_below(height: int, width: int) -> None:
+    images = torch.rand(2, 1, height, width)
+    cut = whole_patches(images, 3)
+    assert cut.shape[-2:] == (height - height % 3, width - width % 3)
+    assert torch.equal(cut, images[..., : cut.shape[-2], : cut.shape[-1]])
+
+
+def test_a_picture_smaller_than_a_patch_has_no_whole_patches() -> None:
+    with pytest.raises(ShapeError, match="6x4 pixels holds no patch of 5"):
+        whole_patches(torch.zeros(1, 3, 6, 4), 5)
