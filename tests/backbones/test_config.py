@@ -38,6 +38,8 @@ def test_an_unknown_name_gets_the_nearest_known_one() -> None:
         ({"name": "simmim_vit_base", "head_dim": 32}, "head_dim"),
         ({"name": "viny_4m", "layer_scale": 0.1}, "layer_scale"),
         ({"name": "vit_small_patch16_224", "embed_dim": 64}, "embed_dim"),
+        ({"name": "vitc_4gf", "window_size": 7}, "window_size"),
+        ({"name": "swin_tiny", "crop_to_patches": True}, "crop_to_patches"),
     ],
 )
 def test_a_key_without_effect_on_the_model_is_an_error(settings: dict[str, object], key: str) -> None:

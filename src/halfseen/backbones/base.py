@@ -2,11 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.masked import check_selected
+
+AttentionRows = Literal["class", "head_mean"]
+"""Attention of the class token to all tokens, head by head; or of all tokens to all tokens, averaged over the heads."""
 
 
 class Tokens(NamedTuple):
@@ -24,15 +29,32 @@ class Tokens(NamedTuple):
 
 
 class Features(NamedTuple):
-    """An encoder's output after its final norm, and the raw outputs of the blocks that were asked for.
+    """An encoder's output after its final norm, and what was asked for of single blocks.
 
-    `layers[i]` is the output of the i-th requested block, before any final norm.
+    Attributes:
+        prefix, patches, grid: as in `Tokens`.
+        layers: raw outputs of the requested blocks, before any final norm, in the order of the request.
+        attention: softmaxed attention weights of the requested blocks in float32, T counting prefix and patch tokens:
+            [B, heads, T] of the class token (its own column included), or [B, T, T] averaged over the heads.
     """
 
     prefix: Tensor
     patches: Tensor
     grid: tuple[int, int]
     layers: tuple[Tokens, ...] = ()
+    attention: tuple[Tensor, ...] = ()
+
+
+class Selected(NamedTuple):
+    """The tokens of an encoder's output that a loss looks at, after the final norm.
+
+    Attributes:
+        summary: float [B, D], one vector per image, see `Encoder.summary`.
+        patches: float [M, D], the selected patch tokens of all images, row-major over batch and patch.
+    """
+
+    summary: Tensor
+    patches: Tensor
 
 
 class Encoder(nn.Module, ABC):
@@ -45,6 +67,7 @@ class Encoder(nn.Module, ABC):
         stride: pixels per output token along one axis (patch_size for ViT, more for Swin).
         image_size: side in pixels for which positions were built.
         num_prefix_tokens: tokens before the patch tokens.
+        has_class_token: whether the first of them is a class token.
         num_layers: number of blocks (over all stages).
         num_heads: attention heads of the last block.
         config: how it was built; with `image_size` all that `backbones.build` needs to build it again.
@@ -57,6 +80,7 @@ class Encoder(nn.Module, ABC):
     stride: int
     image_size: int
     num_prefix_tokens: int
+    has_class_token: bool
     num_layers: int
     num_heads: int
     config: ModelConfig
@@ -71,6 +95,8 @@ class Encoder(nn.Module, ABC):
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
+        attention_layers: Sequence[int] = (),
+        attention_rows: AttentionRows = "class",
     ) -> Features:
         """Encode images with hidden patches: replaced by a token, dropped, or none hidden.
 
@@ -80,9 +106,41 @@ class Encoder(nn.Module, ABC):
             mask_token: float [mask_dim]-sized tensor (any leading ones), put where `mask` is True, before positions.
             visible_ids: int64 [B, N_vis]; only these patches enter the blocks, in this order. Excludes `mask`.
             layers: 1-based block numbers whose raw outputs are wanted (0 = after patch embedding and positions).
+            attention_layers: 1-based block numbers whose attention is wanted.
+            attention_rows: of which tokens, see `Features.attention`.
         Raises:
             ShapeError: image sides that the backbone can't cut into patches.
+            ConfigError: a block that isn't there, or attention that this backbone doesn't have.
         """
+
+    def forward_selected(
+        self,
+        images: Tensor,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        visible_ids: Tensor | None = None,
+        selected: Bool[Tensor, "B N"] | None = None,
+    ) -> Selected:
+        """`forward` for the summary and the selected patch tokens only; a backbone may leave out the rest's work.
+
+        Args:
+            images, mask, mask_token, visible_ids: as in `forward`.
+            selected: bool over the output's patch tokens (the final grid's; with `visible_ids`, those of the visible
+                patches in their order); None = no patch token is wanted.
+        Raises:
+            ShapeError: as `forward`, or a selection of another shape.
+        """
+        features: Features = self(images, mask=mask, mask_token=mask_token, visible_ids=visible_ids)
+        patches = features.patches
+        if selected is None:
+            return Selected(self.summary(features), patches.new_zeros(0, patches.shape[-1]))
+        check_selected(selected, patches.shape[:2])
+        return Selected(self.summary(features), patches[selected])
+
+    def summary(self, features: Tokens | Features) -> Float[Tensor, "B D"]:
+        """One vector per image: the class token, or the mean of the patch tokens where there is none."""
+        return features.prefix[:, 0] if self.has_class_token else features.patches.mean(dim=1)
 
     def encode(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         """`forward` with nothing hidden."""

@@ -1,23 +1,15 @@
 """The official SimMIM ViT: timm's Beit with a relative position bias that all blocks share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from halfseen.backbones.base import Encoder, Features
-from halfseen.backbones.masked import (
-    attention_weights,
-    check_hiding,
-    check_layers,
-    choose_attention,
-    project_patches,
-    replace_hidden,
-    run_blocks,
-    split_tokens,
-)
+from halfseen.backbones.base import AttentionRows, Encoder, Features
+from halfseen.backbones.blocks import Biases, attention_matrix, check_attention, no_bias, run_transformer
+from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ShapeError
 from halfseen.ops.patches import patch_grid
 from halfseen.ops.positions import PositionRule, resize_positions
@@ -45,6 +37,7 @@ class BeitEncoder(Encoder):
         self.embed_dim = self.mask_dim = trunk.embed_dim
         self.patch_size = self.stride = trunk.patch_embed.patch_size[0]
         self.num_prefix_tokens = 1
+        self.has_class_token = True
         self.num_layers = len(trunk.blocks)
         self.num_heads = trunk.blocks[-1].attn.num_heads
         self._has_tables = trunk.rel_pos_bias is not None or trunk.blocks[0].attn.window_size is not None
@@ -62,30 +55,31 @@ class BeitEncoder(Encoder):
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
+        attention_layers: Sequence[int] = (),
+        attention_rows: AttentionRows = "class",
     ) -> Features:
-        check_hiding(mask, mask_token, visible_ids)
         check_layers(layers, self.num_layers)
+        check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
+        check_hiding(mask, mask_token, visible_ids)
         grid = self._grid(images)
         tokens = self._embed(images, grid, mask, mask_token, visible_ids)
-        choose_attention(self.trunk.blocks, tokens)
-        tokens, kept = run_blocks(tokens, self.trunk.blocks, self._block_call(tokens, visible_ids), layers)
-        final = split_tokens(self.trunk.norm(tokens), 1, grid)
-        raw = tuple(split_tokens(kept[layer], 1, grid) for layer in layers)
-        return Features(final.prefix, final.patches, grid, raw)
+        return run_transformer(
+            tokens,
+            self.trunk.blocks,
+            self.trunk.norm,
+            1,
+            grid,
+            layers=layers,
+            attention_layers=attention_layers,
+            attention_rows=attention_rows,
+            bias=self._biases(tokens, visible_ids),
+        )
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images; the class token comes first."""
-        check_layers([layer], self.num_layers)
+        check_attention([layer], "head_mean", self.num_layers, self.has_class_token)
         tokens = self._embed(images, self._grid(images), None, None, None)
-        choose_attention(self.trunk.blocks, tokens)
-        before = self.trunk.blocks[: max(layer, 1) - 1]
-        tokens, _ = run_blocks(tokens, before, self._block_call(tokens, None), ())
-        block = self.trunk.blocks[max(layer, 1) - 1]
-        shared = self.trunk.rel_pos_bias
-        bias = shared() if shared is not None else None
-        if block.attn.window_size is not None:
-            bias = block.attn._get_rel_pos_bias()
-        return attention_weights(block.attn, block.norm1(tokens), bias)
+        return attention_matrix(tokens, self.blocks, layer, self._biases(tokens, None))
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
@@ -96,23 +90,26 @@ class BeitEncoder(Encoder):
             )
         return grid
 
-    def _block_call(self, tokens: Tensor, visible_ids: Tensor | None) -> Callable[[nn.Module, Tensor], Tensor]:
+    def _biases(self, tokens: Tensor, visible_ids: Tensor | None) -> Biases:
+        """The relative position bias of each block: the shared one, or the block's own table's."""
         shared = self.trunk.rel_pos_bias
         if shared is None:
-            if visible_ids is not None and self._has_tables:
+            if not self._has_tables:
+                return no_bias
+            if visible_ids is not None:
                 raise ShapeError(
                     "visible_ids: patches can be dropped with a shared table of relative positions only; "
                     "set model.relative_positions=shared."
                 )
-            return lambda block, x: block(x)
-        bias = shared()  # [heads, T, T]
+            return lambda block: block.attn._get_rel_pos_bias().squeeze(0)
+        bias: Tensor = shared()  # [heads, T, T]
         if visible_ids is not None:
             rows = torch.cat([visible_ids.new_zeros(len(visible_ids), 1), visible_ids + 1], dim=1)  # [B, T']
             bias = bias[:, rows[:, :, None], rows[:, None, :]].transpose(0, 1)  # [B, heads, T', T']
-        # Cast once: a float32 bias would promote every block's half-precision logits.
+        # Cast once, not in every block.
         if torch.is_autocast_enabled(tokens.device.type):
             bias = bias.to(torch.get_autocast_dtype(tokens.device.type))
-        return lambda block, x: block(x, shared_rel_pos_bias=bias)
+        return lambda block: bias
 
     def _embed(
         self,

@@ -4,14 +4,17 @@ from typing import NamedTuple
 
 import timm
 import torch
+from timm.layers.attention import Attention
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
 
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.beit import BeitEncoder
 from halfseen.backbones.config import PRESETS, SWIN_WINDOW, VINY_HEAD_DIM, ModelConfig
+from halfseen.backbones.conv_stem import ConvStem
 from halfseen.backbones.masked import set_norm_eps
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.backbones.viny import ViNyEncoder, build_viny_trunk
@@ -46,7 +49,8 @@ def build_encoder(config: ModelConfig, image_size: int, device: torch.device | s
 def _build(config: ModelConfig, image_size: int, device: torch.device | str | None) -> Encoder:
     call = timm_call(config, image_size)
     if call is None:
-        return _build_viny(config, image_size, device)
+        build = _build_viny if config.preset().family == "viny" else _build_conv
+        return build(config, image_size, device)
     trunk = timm.create_model(call.model_name, **call.kwargs, drop_path_rate=config.drop_path, device=device)
     if config.norm_eps is not None:
         set_norm_eps(trunk, config.norm_eps)
@@ -54,17 +58,21 @@ def _build(config: ModelConfig, image_size: int, device: torch.device | str | No
         return SwinEncoder(trunk, image_size)
     if isinstance(trunk, Beit):
         return BeitEncoder(trunk, image_size, config.position_rule)
-    if isinstance(trunk, VisionTransformer) and all(type(block) is Block for block in trunk.blocks):
+    if isinstance(trunk, VisionTransformer) and all(_is_plain(block) for block in trunk.blocks):
         _check_patch_embedding(trunk, config.name)
-        return ViTEncoder(trunk, image_size, config.position_rule)
+        return ViTEncoder(trunk, image_size, config.position_rule, config.crop_to_patches)
     raise ConfigError(
         f"model.name: timm's {config.name!r} is a {type(trunk).__name__} of another build; only its plain "
         "VisionTransformer and SwinTransformer models can look at half-seen images."
     )
 
 
+def _is_plain(block: nn.Module) -> bool:
+    return type(block) is Block and type(block.attn) is Attention
+
+
 def timm_call(config: ModelConfig, image_size: int) -> TimmModel | None:
-    """How timm alone builds the same network (None for ViNy, which timm has no name for).
+    """How timm alone builds the same network (None for ViNy and convolutional stems, which timm has no name for).
 
     Raises:
         ShapeError: image, patch and window sizes that don't go together.
@@ -81,13 +89,14 @@ def timm_call(config: ModelConfig, image_size: int) -> TimmModel | None:
         "embed_dim": width,
         "mlp_ratio": config.mlp_ratio or preset.mlp_ratio,
     }
-    if preset.family == "viny":
+    if preset.family in ("viny", "vit_conv"):
         return None
     if preset.family == "swin":
         window = swin_window(image_size, patch_size, len(depths), config.window_size)
         kwargs |= {"depths": depths, "num_heads": heads, "window_size": window}
         return TimmModel(preset.timm, kwargs)
-    patch_grid(image_size, image_size, patch_size)
+    if not config.crop_to_patches:
+        patch_grid(image_size, image_size, patch_size)
     kwargs |= {"depth": depths[0], "num_heads": heads[0]}
     pooled = config.final_norm == "pooled"
     if preset.family == "beit":
@@ -99,13 +108,21 @@ def timm_call(config: ModelConfig, image_size: int) -> TimmModel | None:
             "init_values": 0.1 if config.layer_scale is None else config.layer_scale,
         }
         return TimmModel(preset.timm, kwargs)
+    return TimmModel(preset.timm, kwargs | _vit_kwargs(config))
+
+
+def _vit_kwargs(config: ModelConfig) -> dict[str, Plain]:
+    """What the settings of a plain ViT are called in timm, sizes apart."""
     class_token = config.class_token is not False
-    kwargs |= {"class_token": class_token, "global_pool": _vit_pool(pooled, class_token)}
+    kwargs: dict[str, Plain] = {
+        "class_token": class_token,
+        "global_pool": _vit_pool(config.final_norm == "pooled", class_token),
+    }
     if config.absolute_positions is False:
         kwargs["pos_embed"] = "none"
     if config.layer_scale:
         kwargs["init_values"] = config.layer_scale
-    return TimmModel(preset.timm, kwargs)
+    return kwargs
 
 
 def _vit_pool(pooled: bool, class_token: bool) -> str:
@@ -173,6 +190,29 @@ def _check_patch_embedding(trunk: VisionTransformer, name: str) -> None:
         raise ConfigError(
             f"model.name: {name!r} has a convolutional stem; hiding needs a plain square patch projection."
         )
+
+
+def _build_conv(config: ModelConfig, image_size: int, device: torch.device | str | None) -> Encoder:
+    preset = config.preset()
+    width, depths, heads = config.sizes()
+    patch_size = config.patch_size or preset.patch_size
+    if not config.crop_to_patches:
+        patch_grid(image_size, image_size, patch_size)
+    trunk = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        num_classes=0,
+        embed_dim=width,
+        depth=depths[0],
+        num_heads=heads[0],
+        mlp_ratio=config.mlp_ratio or preset.mlp_ratio,
+        drop_path_rate=config.drop_path,
+        embed_layer=ConvStem,
+        device=device,
+        **_vit_kwargs(config),
+    )
+    set_norm_eps(trunk, config.norm_eps or preset.norm_eps)
+    return ViTEncoder(trunk, image_size, config.position_rule, config.crop_to_patches)
 
 
 def _build_viny(config: ModelConfig, image_size: int, device: torch.device | str | None) -> Encoder:

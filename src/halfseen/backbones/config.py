@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
 
-Family = Literal["vit", "swin", "beit", "viny"]
+Family = Literal["vit", "vit_conv", "swin", "beit", "viny"]
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a named model; `timm` is the registered timm model it is built from (empty for ViNy)."""
+    """Sizes of a named model; `timm` is the registered timm model it is built from (empty: timm has none)."""
 
     family: Family
     timm: str
@@ -31,6 +31,10 @@ class Preset:
 
 def _vit(timm: str, patch_size: int, embed_dim: int, depth: int, num_heads: int) -> Preset:
     return Preset("vit", timm, patch_size, embed_dim, (depth,), (num_heads,), 4.0, 1e-6)
+
+
+def _vit_conv(depth: int, mlp_ratio: float) -> Preset:
+    return Preset("vit_conv", "", 16, 384, (depth,), (6,), mlp_ratio, 1e-6)
 
 
 def _beit(timm: str, embed_dim: int, depth: int, num_heads: int) -> Preset:
@@ -48,6 +52,8 @@ PRESETS: dict[str, Preset] = {
     "vit_base": _vit("vit_base_patch16_224", 16, 768, 12, 12),
     "vit_large": _vit("vit_large_patch16_224", 16, 1024, 24, 16),
     "vit_huge": _vit("vit_huge_patch14_224", 14, 1280, 32, 16),
+    "vitc_4gf": _vit_conv(11, 3.0),
+    "vit_small_convstem": _vit_conv(11, 6.0),
     "swin_tiny": _swin("swin_tiny_patch4_window7_224", 96, (2, 2, 6, 2), 3),
     "swin_small": _swin("swin_small_patch4_window7_224", 96, (2, 2, 18, 2), 3),
     "swin_base": _swin("swin_base_patch4_window7_224", 128, (2, 2, 18, 2), 4),
@@ -65,12 +71,13 @@ VINY_HEAD_DIM = 64
 # Keys that mean nothing to a family; setting one is an error, not silence.
 _WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
     "vit": ("depths", "window_size", "head_dim", "relative_positions"),
+    "vit_conv": ("depths", "window_size", "head_dim", "relative_positions"),
     "swin": ("depth", "head_dim", "class_token", "absolute_positions", "relative_positions", "layer_scale",
-             "final_norm", "position_rule"),
-    "beit": ("depths", "window_size", "head_dim", "class_token"),
-    "viny": ("depths", "window_size", "absolute_positions", "relative_positions", "layer_scale"),
+             "final_norm", "position_rule", "crop_to_patches"),
+    "beit": ("depths", "window_size", "head_dim", "class_token", "crop_to_patches"),
+    "viny": ("depths", "window_size", "absolute_positions", "relative_positions", "layer_scale", "crop_to_patches"),
     "timm": ("depth", "depths", "embed_dim", "num_heads", "mlp_ratio", "head_dim", "relative_positions",
-             "layer_scale", "absolute_positions", "class_token"),
+             "layer_scale", "absolute_positions", "class_token", "crop_to_patches"),
 }  # fmt: skip
 
 
@@ -81,8 +88,9 @@ class ModelConfig(BaseModel):
 
     name: str = Field(
         default="vit_small",
-        description="a preset (vit_tiny|small|base|large|huge, swin_tiny|small|base|large, "
-        "simmim_vit_tiny|small|base|large, viny_4m) or any timm VisionTransformer / SwinTransformer name",
+        description="a preset (vit_tiny|small|base|large|huge, vitc_4gf, vit_small_convstem, "
+        "swin_tiny|small|base|large, simmim_vit_tiny|small|base|large, viny_4m) or any timm VisionTransformer "
+        "/ SwinTransformer name",
     )
     patch_size: int | None = Field(
         default=None, ge=1, description="side of a patch in pixels, p; the image side must be a multiple"
@@ -143,6 +151,11 @@ class ModelConfig(BaseModel):
     position_rule: Literal["size", "scale_offset", "scale"] = Field(
         default="size",
         description="how learned positions are resized to another grid: size (MAE), scale_offset (iBOT), scale (MSN)",
+    )
+    crop_to_patches: bool = Field(
+        default=False,
+        description="cut off the right and bottom border of an image that fills no patch, as MSN does, instead of "
+        "refusing the image (ViT)",
     )
 
     @model_validator(mode="after")
@@ -205,6 +218,7 @@ class ModelConfig(BaseModel):
 
 _FAMILY_WORDS = {
     "vit": "a plain ViT",
+    "vit_conv": "a ViT with a convolutional stem",
     "swin": "a Swin transformer",
     "beit": "the official SimMIM ViT",
     "viny": "ViNy",

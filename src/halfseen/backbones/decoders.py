@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from halfseen.backbones.masked import choose_attention, set_norm_eps
+from halfseen.backbones.blocks import run_block, run_block_for
+from halfseen.backbones.masked import set_norm_eps
 from halfseen.ops.patches import gather_tokens, unpatchify
 from halfseen.ops.positions import sincos_positions
 
@@ -125,7 +126,11 @@ class MAEDecoder(nn.Module):
         Returns:
             p * p * channels values per hidden patch (row, column, colour), in the order of `hidden_ids`.
         """
-        hidden = self._run(prefix, patches, visible_ids, hidden_ids)[:, -hidden_ids.shape[1] :]
+        tokens = self._embed(prefix, patches, visible_ids, hidden_ids)
+        *before, last = self.decoder_blocks
+        for block in before:
+            tokens = run_block(block, tokens)
+        hidden = run_block_for(last, tokens, slice(-hidden_ids.shape[1], None))
         return self.decoder_pred(self.decoder_norm(hidden))  # type: ignore[no-any-return]
 
     def predict_all(
@@ -136,7 +141,10 @@ class MAEDecoder(nn.Module):
         hidden_ids: Int64[Tensor, "B m"],
     ) -> Float[Tensor, "B N V"]:
         """Predictions of all patches, visible ones too, in row-major order; arguments as in `forward`."""
-        tokens = self._run(prefix, patches, visible_ids, hidden_ids)[:, self.num_prefix_tokens :]
+        tokens = self._embed(prefix, patches, visible_ids, hidden_ids)
+        for block in self.decoder_blocks:
+            tokens = run_block(block, tokens)
+        tokens = tokens[:, self.num_prefix_tokens :]
         order = torch.cat([visible_ids, hidden_ids], dim=1).argsort(dim=1)
         return gather_tokens(self.decoder_pred(self.decoder_norm(tokens)), order)
 
@@ -144,13 +152,11 @@ class MAEDecoder(nn.Module):
         """Row-major predictions of all patches as a picture."""
         return unpatchify(predictions, self.grid, self.patch_size, "channels_last")
 
-    def _run(self, prefix: Tensor, patches: Tensor, visible_ids: Tensor, hidden_ids: Tensor) -> Tensor:
-        """The blocks over prefix, visible and hidden tokens, in this order."""
+    def _embed(self, prefix: Tensor, patches: Tensor, visible_ids: Tensor, hidden_ids: Tensor) -> Tensor:
+        """Prefix, visible and hidden tokens with their positions, in this order: [B, P + n + m, D]."""
         positions = self.decoder_pos_embed[0, self.num_prefix_tokens :]
         seen = self.decoder_embed(torch.cat([prefix, patches], dim=1))
         ids = torch.cat([visible_ids, hidden_ids], dim=1)
         waiting = self.mask_token.expand(len(seen), hidden_ids.shape[1], -1)
         start = self.decoder_pos_embed[:, : self.num_prefix_tokens].expand(len(seen), -1, -1)
-        tokens = torch.cat([seen, waiting], dim=1) + torch.cat([start, positions[ids]], dim=1)
-        choose_attention(self.decoder_blocks, tokens)
-        return self.decoder_blocks(tokens)  # type: ignore[no-any-return]
+        return torch.cat([seen, waiting], dim=1) + torch.cat([start, positions[ids]], dim=1)

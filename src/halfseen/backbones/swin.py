@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from halfseen.backbones.base import Encoder, Features, Tokens
+from halfseen.backbones.base import AttentionRows, Encoder, Features, Tokens
+from halfseen.backbones.blocks import run_mlp
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
-from halfseen.errors import ShapeError
+from halfseen.errors import ConfigError, ShapeError
 from halfseen.ops.patches import patch_grid
 
 
@@ -36,6 +37,7 @@ class SwinEncoder(Encoder):
         self.patch_size = trunk.patch_embed.patch_size[0]
         self.stride = self.patch_size * 2 ** (len(trunk.layers) - 1)
         self.num_prefix_tokens = 0
+        self.has_class_token = False
         self.num_layers = sum(len(stage.blocks) for stage in trunk.layers)
         self.num_heads = trunk.layers[-1].blocks[-1].attn.num_heads
 
@@ -52,9 +54,16 @@ class SwinEncoder(Encoder):
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
+        attention_layers: Sequence[int] = (),
+        attention_rows: AttentionRows = "class",
     ) -> Features:
         check_hiding(mask, mask_token, visible_ids)
         check_layers(layers, self.num_layers)
+        if attention_layers:
+            raise ConfigError(
+                "attention_layers: a Swin encoder has no class token, and its tokens attend within windows only. Use a "
+                "vit_* model."
+            )
         if visible_ids is not None:
             raise ShapeError(
                 "visible_ids: a Swin encoder can't drop patches, its windows need the whole grid. Use a method that "
@@ -83,7 +92,7 @@ class SwinEncoder(Encoder):
 def swin_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """One Swin block on float [B, h, w, C]."""
     x = x + block.drop_path1(_window_attention(block, block.norm1(x)))
-    out: Tensor = x + block.drop_path2(block.mlp(block.norm2(x)))
+    out: Tensor = x + block.drop_path2(run_mlp(block.mlp, block.norm2(x)))
     return out
 
 
@@ -111,7 +120,8 @@ def _window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     if x.device.type == "cpu":
         # The bias is trained, so the fused CPU kernel would fall back to plain products anyway.
         logits = (query * attention.scale) @ key.transpose(-2, -1)
-        out = (logits + bias.to(logits.dtype)).softmax(dim=-1) @ value
+        logits += bias.to(logits.dtype)
+        out = logits.softmax(dim=-1) @ value
     else:
         merged = B * rows * columns
         bias = bias.expand(rows * columns, -1, -1, -1).repeat(B, 1, 1, 1) if len(bias) > 1 else bias

@@ -9,17 +9,9 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import Encoder, Features
-from halfseen.backbones.masked import (
-    attention_weights,
-    check_hiding,
-    check_layers,
-    choose_attention,
-    cut_patches,
-    replace_hidden,
-    run_blocks,
-    split_tokens,
-)
+from halfseen.backbones.base import AttentionRows, Encoder, Features
+from halfseen.backbones.blocks import attention_matrix, check_attention, run_transformer
+from halfseen.backbones.masked import check_hiding, check_layers, cut_patches, replace_hidden
 from halfseen.ops.patches import patch_grid
 from halfseen.ops.positions import PositionRule, resize_positions
 
@@ -117,6 +109,7 @@ class ViNyEncoder(Encoder):
         self.embed_dim = self.mask_dim = trunk.embed_dim
         self.patch_size = self.stride = trunk.patch_embed.patch_size[0]
         self.num_prefix_tokens = 1 if class_token else 0
+        self.has_class_token = class_token
         self.num_layers = len(trunk.blocks)
         self.num_heads = trunk.blocks[-1].attn.num_heads
         # A parameter that never gets a gradient would stall DistributedDataParallel; it stays in the state dict.
@@ -135,36 +128,34 @@ class ViNyEncoder(Encoder):
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
+        attention_layers: Sequence[int] = (),
+        attention_rows: AttentionRows = "class",
     ) -> Features:
-        check_hiding(mask, mask_token, visible_ids)
         check_layers(layers, self.num_layers)
-        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self._embed(images, grid, mask, mask_token, visible_ids)
-        choose_attention(self.trunk.blocks, tokens)
-        tokens, kept = run_blocks(tokens, self.trunk.blocks, lambda block, x: block(x), layers)
-        final = split_tokens(self.trunk.norm(tokens), self.num_prefix_tokens, grid)
-        raw = tuple(split_tokens(kept[layer], self.num_prefix_tokens, grid) for layer in layers)
-        return Features(final.prefix, final.patches, grid, raw)
+        check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
+        tokens, grid = self._embed(images, mask, mask_token, visible_ids)
+        return run_transformer(
+            tokens,
+            self.trunk.blocks,
+            self.trunk.norm,
+            self.num_prefix_tokens,
+            grid,
+            layers=layers,
+            attention_layers=attention_layers,
+            attention_rows=attention_rows,
+        )
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images, rows sum to 1."""
-        check_layers([layer], self.num_layers)
-        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self._embed(images, grid, None, None, None)
-        choose_attention(self.trunk.blocks, tokens)
-        tokens, _ = run_blocks(tokens, self.trunk.blocks[: max(layer, 1) - 1], lambda block, x: block(x), ())
-        block = self.trunk.blocks[max(layer, 1) - 1]
-        return attention_weights(block.attn, block.norm1(tokens))
+        check_attention([layer], "head_mean", self.num_layers, self.has_class_token)
+        return attention_matrix(self._embed(images, None, None, None)[0], self.blocks, layer)
 
     def _embed(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        mask: Tensor | None,
-        mask_token: Tensor | None,
-        visible_ids: Tensor | None,
-    ) -> Tensor:
-        """Patch tokens (after the class token, if used) with their positions: [B, T, D]."""
+        self, images: Tensor, mask: Tensor | None, mask_token: Tensor | None, visible_ids: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Patch tokens (after the class token, if used) with their positions [B, T, D], and the grid of all patches."""
+        check_hiding(mask, mask_token, visible_ids)
+        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
         tokens: Tensor = self.trunk.patch_embed(images, visible_ids)
         if mask is not None and mask_token is not None:
             tokens = replace_hidden(tokens, mask, mask_token)
@@ -173,4 +164,4 @@ class ViNyEncoder(Encoder):
         if self.num_prefix_tokens:
             first = self.trunk.cls_token + table[:, :1]
             tokens = torch.cat([first.expand(len(tokens), -1, -1), tokens], dim=1)
-        return tokens
+        return tokens, grid

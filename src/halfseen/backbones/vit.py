@@ -3,22 +3,22 @@
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import Encoder, Features
-from halfseen.backbones.masked import (
-    attention_weights,
-    check_hiding,
-    check_layers,
-    choose_attention,
-    project_patches,
-    replace_hidden,
-    run_blocks,
-    split_tokens,
+from halfseen.backbones.base import AttentionRows, Encoder, Features, Selected
+from halfseen.backbones.blocks import (
+    attention_matrix,
+    check_attention,
+    run_block,
+    run_block_for,
+    run_block_selected,
+    run_transformer,
 )
-from halfseen.ops.patches import patch_grid
+from halfseen.backbones.conv_stem import ConvStem
+from halfseen.backbones.masked import check_hiding, check_layers, check_selected, project_patches, replace_hidden
+from halfseen.ops.patches import patch_grid, whole_patches
 from halfseen.ops.positions import PositionRule, resize_positions, sincos_positions
 
 
@@ -26,21 +26,30 @@ class ViTEncoder(Encoder):
     """timm's VisionTransformer with patches replaced or dropped.
 
     Args:
-        trunk: the timm model, without a classifier.
+        trunk: the timm model, without a classifier; its patch embedding is timm's, or a `ConvStem`.
         image_size: side in pixels for which `trunk`'s positions were built.
         position_rule: how learned positions are resized when an image has another size.
+        crop_to_patches: cut the border off images that whole patches don't fill, instead of refusing them.
     """
 
     trunk: VisionTransformer
 
-    def __init__(self, trunk: VisionTransformer, image_size: int, position_rule: PositionRule = "size") -> None:
+    def __init__(
+        self,
+        trunk: VisionTransformer,
+        image_size: int,
+        position_rule: PositionRule = "size",
+        crop_to_patches: bool = False,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.image_size = image_size
         self.position_rule: PositionRule = position_rule
+        self.crop_to_patches = crop_to_patches
         self.embed_dim = self.mask_dim = trunk.embed_dim
         self.patch_size = self.stride = trunk.patch_embed.patch_size[0]
         self.num_prefix_tokens = trunk.num_prefix_tokens
+        self.has_class_token = trunk.cls_token is not None
         self.num_layers = len(trunk.blocks)
         self.num_heads = trunk.blocks[-1].attn.num_heads
 
@@ -54,7 +63,7 @@ class ViTEncoder(Encoder):
         side = self.image_size // self.patch_size
         prefix = 0 if self.trunk.no_embed_class else self.num_prefix_tokens
         table = sincos_positions(self.embed_dim, side, side, prefix).float()[None]
-        like = self.trunk.patch_embed.proj.weight
+        like = next(self.trunk.blocks.parameters())
         self.trunk.pos_embed = nn.Parameter(table.to(device=like.device, dtype=like.dtype), requires_grad=False)
 
     def forward(
@@ -65,38 +74,63 @@ class ViTEncoder(Encoder):
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
+        attention_layers: Sequence[int] = (),
+        attention_rows: AttentionRows = "class",
     ) -> Features:
-        check_hiding(mask, mask_token, visible_ids)
         check_layers(layers, self.num_layers)
-        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self._embed(images, grid, mask, mask_token, visible_ids)
-        choose_attention(self.trunk.blocks, tokens)
-        tokens, kept = run_blocks(tokens, self.trunk.blocks, lambda block, x: block(x), layers)
-        final = split_tokens(self.trunk.norm(tokens), self.num_prefix_tokens, grid)
-        raw = tuple(split_tokens(kept[layer], self.num_prefix_tokens, grid) for layer in layers)
-        return Features(final.prefix, final.patches, grid, raw)
+        check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
+        tokens, grid = self._embed(images, mask, mask_token, visible_ids)
+        return run_transformer(
+            tokens,
+            self.trunk.blocks,
+            self.trunk.norm,
+            self.num_prefix_tokens,
+            grid,
+            layers=layers,
+            attention_layers=attention_layers,
+            attention_rows=attention_rows,
+        )
+
+    def forward_selected(
+        self,
+        images: Tensor,
+        *,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        visible_ids: Tensor | None = None,
+        selected: Bool[Tensor, "B N"] | None = None,
+    ) -> Selected:
+        """As the contract says; the last block's work is done for the class token and the selected patches only."""
+        if not self.has_class_token:
+            return super().forward_selected(
+                images, mask=mask, mask_token=mask_token, visible_ids=visible_ids, selected=selected
+            )
+        tokens, _ = self._embed(images, mask, mask_token, visible_ids)
+        *before, last = self.trunk.blocks
+        for block in before:
+            tokens = run_block(block, tokens)
+        if selected is None:
+            row = run_block_for(last, tokens, slice(0, 1))[:, 0]
+            return Selected(self.trunk.norm(row), row.new_zeros(0, self.embed_dim))
+        check_selected(selected, (len(tokens), tokens.shape[1] - self.num_prefix_tokens))
+        rows = run_block_selected(last, tokens, self.num_prefix_tokens, selected)
+        summary, patches = self.trunk.norm(rows).tensor_split([len(tokens)])
+        return Selected(summary, patches)
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images; prefix tokens come first, rows sum to 1."""
-        check_layers([layer], self.num_layers)
-        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self._embed(images, grid, None, None, None)
-        choose_attention(self.trunk.blocks, tokens)
-        before = self.trunk.blocks[: max(layer, 1) - 1]
-        tokens, _ = run_blocks(tokens, before, lambda block, x: block(x), ())
-        block = self.trunk.blocks[max(layer, 1) - 1]
-        return attention_weights(block.attn, block.norm1(tokens))
+        check_attention([layer], "head_mean", self.num_layers, self.has_class_token)
+        return attention_matrix(self._embed(images, None, None, None)[0], self.blocks, layer)
 
     def _embed(
-        self,
-        images: Tensor,
-        grid: tuple[int, int],
-        mask: Tensor | None,
-        mask_token: Tensor | None,
-        visible_ids: Tensor | None,
-    ) -> Tensor:
-        """Prefix and patch tokens with their positions: [B, T, D]."""
-        tokens = self.trunk.patch_embed.norm(project_patches(images, self.trunk.patch_embed.proj, visible_ids))
+        self, images: Tensor, mask: Tensor | None, mask_token: Tensor | None, visible_ids: Tensor | None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """Prefix and patch tokens with their positions [B, T, D], and the grid of all patches."""
+        check_hiding(mask, mask_token, visible_ids)
+        if self.crop_to_patches:
+            images = whole_patches(images, self.patch_size)
+        grid = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
+        tokens = self._project(images, visible_ids)
         if mask is not None and mask_token is not None:
             tokens = replace_hidden(tokens, mask, mask_token)
         prefix_positions, patch_positions = self._positions(grid)
@@ -106,8 +140,15 @@ class ViTEncoder(Encoder):
         prefix = self._prefix(prefix_positions)
         if prefix is not None:
             tokens = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        embedded: Tensor = self.trunk.norm_pre(self.trunk.pos_drop(tokens))
-        return embedded
+        return self.trunk.norm_pre(self.trunk.pos_drop(tokens)), grid
+
+    def _project(self, images: Tensor, visible_ids: Tensor | None) -> Tensor:
+        """Patch embeddings [B, n, D]."""
+        embedding = self.trunk.patch_embed
+        if isinstance(embedding, ConvStem):
+            return embedding(images, visible_ids)  # type: ignore[no-any-return]
+        projected: Tensor = embedding.norm(project_patches(images, embedding.proj, visible_ids))
+        return projected
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
         """Positions of the prefix tokens [1, P, D] (None: they get none) and of the patches [1, N, D]."""
