@@ -29,7 +29,7 @@ from halfseen.backbones.heads import Activation, DistillationHead, HeadNorm
 from halfseen.backbones.initialise import init_ibot
 from halfseen.backbones.teacher import averaged_copy
 from halfseen.masking.block import BlockMask
-from halfseen.masking.crops import CropMasks, MaskConfig
+from halfseen.masking.crops import CropMasks, MaskSetting
 from halfseen.methods.base import CropScale, Method
 from halfseen.ops.collectives import sum_over_processes
 from halfseen.ops.contrastive import ContrastiveForm, check_pairs, contrastive, select_pairs
@@ -102,7 +102,7 @@ class IBOTConfig(BaseModel):
     momentum_teacher: float = Field(
         0.996, ge=0, lt=1, description="share of the teacher that stays in the first update; rises to 1 by a cosine"
     )
-    mask: MaskConfig | tuple[MaskConfig, ...] = Field(
+    mask: MaskSetting = Field(
         BlockMask(), description="how patches of global crops are hidden: one mask for all crops, or one for each"
     )
     use_masked_im_modeling: bool = Field(
@@ -132,6 +132,16 @@ class IBOTConfig(BaseModel):
     local_crops_number: int = Field(0, ge=0, description="small views of an image, L; only the student sees them")
     local_crops_scale: CropScale = Field(
         (0.05, 0.4), description="smallest and largest share of the image's area in a local crop, each in (0, 1]"
+    )
+    color_jitter_strength: float = Field(
+        1.0, ge=0, le=2.5, description="factor of the strengths of the colour jitter: 1 = published, 0 = no jitter"
+    )
+    blur_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="factor of the probabilities of blur and solarize: 1 = published; images of a few dozen pixels "
+        "lose what they show by a blur of up to 2 pixels, there 0 is better",
     )
     local_crop_size: int = Field(96, ge=1, description="side of a local crop in pixels, a multiple of the patch size")
 
@@ -284,7 +294,16 @@ class IBOT(Method):
         config = self.config
 
         def crops(size: int, count: int, scale: CropScale, blur: float, solarize: float = 0.0) -> ViewSpec:
-            colour = replace(COLOUR, blur=blur, solarize=solarize)
+            jitter, share = config.color_jitter_strength, config.blur_share
+            colour = replace(
+                COLOUR,
+                brightness=COLOUR.brightness * jitter,
+                contrast=COLOUR.contrast * jitter,
+                saturation=COLOUR.saturation * jitter,
+                hue=COLOUR.hue * jitter,
+                blur=blur * share,
+                solarize=solarize * share,
+            )
             return ViewSpec(size=size, count=count, crop_scale=scale, colour=colour)
 
         plan = (
