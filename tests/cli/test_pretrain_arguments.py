@@ -14,8 +14,11 @@ from halfseen.cli.pretrain import resumed
 from halfseen.config.load import dump_config, load_config, parse_override
 from halfseen.config.recipes import recipe_layer
 from halfseen.config.yaml_text import parse_value
+from halfseen.engine.config import available_cores
 from halfseen.errors import ConfigError
+from halfseen.methods.table import METHODS
 from halfseen.pretraining.config import RunConfig
+from halfseen.pretraining.folder import write_environment
 
 
 def test_data_and_settings_come_in_any_order() -> None:
@@ -79,6 +82,43 @@ def test_a_resumed_run_has_its_own_settings_in_its_own_folder(stored_run: Path) 
     assert config.run_dir == str(stored_run)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "before", "now", "words", "threads", "source"),
+    [
+        (False, 1, 1, [], 97, "default"),  # As it was, whatever the cores of this machine.
+        (False, 2, 2, [], 97, "default"),
+        (False, 2, 1, [], available_cores(), "default"),
+        (False, 1, 10_000, [], 1, "default"),
+        (False, 1, 10_000, ["runtime.threads=3"], 3, "override"),
+        (True, 1, 10_000, [], 97, "run"),
+    ],
+)
+def test_threads_that_nobody_chose_follow_the_number_of_processes(
+    chosen: bool,
+    before: int,
+    now: int,
+    words: list[str],
+    threads: int,
+    source: str,
+    stored_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = stored_run / "config.yaml"
+    settings.write_text(re.sub(r"threads: \d+", "threads: 97", settings.read_text()))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(before))
+    write_environment(stored_run, None, threads_from_cores=not chosen)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(now))
+    loaded = resumed(str(stored_run), None, None, words)
+    assert loaded.config.runtime.threads == threads
+    assert loaded.provenance["runtime.threads"].split()[0] == source
+
+
+def test_a_run_of_which_nothing_is_known_keeps_its_threads(stored_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resumed(str(stored_run), None, None, []).config.runtime.threads
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000")
+    assert resumed(str(stored_run), None, None, []).config.runtime.threads == before
+
+
 def test_a_resumed_run_does_not_change_its_science(stored_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         resumed(str(stored_run), None, None, ["train.batch_size=32", "method.mask_ratio=0.6", "seed=5"])
@@ -105,7 +145,10 @@ def test_a_resumed_run_does_not_change_its_science(stored_run: Path, tmp_path: P
         (["photos", "data.source=x"], ["data.source: given twice, by DATA ('photos') and by data.source=x."]),
         (["--resume", "runs/x", "--name", "y"], ["--resume goes on in the run's own folder."]),
         (["--resume", "runs/x"], ["'runs/x': no such run or file. Give a run's folder, such as runs/NAME."]),
-        (["method.name=mea"], ["method.name: unknown 'mea'. Known: kamim, mae, simmim. Did you mean 'mae'?"]),
+        (
+            ["method.name=mea"],
+            [f"method.name: unknown 'mea'. Known: {', '.join(sorted(METHODS))}. Did you mean 'mae'?"],
+        ),
         (
             ["--recipe", "mae_small", "method.mask_ratoi=0.5", "train.batch_size=many", "mask_ratio=1", "seed=1.5"],
             [

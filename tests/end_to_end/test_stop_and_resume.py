@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY, checkpoints, final_weights, run, start
+from halfseen.engine.config import available_cores
+from halfseen.pretraining.folder import read_config
 
 KILLS = int(os.environ.get("HALFSEEN_KILLS", "3"))
 """Kills per run; the full proof takes 20."""
@@ -94,6 +96,24 @@ def test_a_run_is_trained_by_one_process_at_a_time(make_images: Callable[..., Pa
     done = run("pretrain", "--resume", "runs/one", "train.max_steps=1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first.communicate()
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_threads_follow_the_processes_unless_somebody_chose_them(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_images(tmp_path / "photos", count=40)
+    by_default = [word for word in TINY["mae"] if not word.startswith("runtime.threads")]
+    for name, words, expected in (
+        ("default", by_default, max(1, available_cores() // 2)),
+        ("chosen", [*by_default, "runtime.threads=3"], 3),
+    ):
+        done = run("pretrain", "photos", *words, "train.max_steps=1", "--name", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        again = run("pretrain", "--resume", f"runs/{name}", "train.max_steps=2", "--devices", "2", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert read_config(tmp_path / "runs" / name).runtime.threads == expected
 
 
 def wait_for_training(process: "subprocess.Popen[str]", run_dir: Path) -> None:

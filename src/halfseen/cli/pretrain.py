@@ -85,18 +85,27 @@ def _settle(recipe: str | None, file: Path | None, resume: str | None, overrides
 def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence[str]) -> "Loaded[RunConfig]":
     """The settings with which a run goes on: its own, in which runtime and bookkeeping may be changed.
 
+    Threads that nobody chose are counted anew if another number of processes shares the cores; else they stay, for
+    their number decides the order of float sums.
+
     Raises:
         ConfigError: no such run, or other settings that decide the weights.
     """
-    from halfseen.config.load import Layer, load_config
+    from halfseen.config.load import DEFAULT, Layer, load_config
     from halfseen.config.recipes import recipe_layer
     from halfseen.config.yaml_text import read_settings, show
-    from halfseen.engine.config import science_settings
+    from halfseen.engine.config import local_processes, science_settings
     from halfseen.pretraining.config import RunConfig
+    from halfseen.pretraining.folder import read_environment
 
     stored = settings_file(run)
-    layers = [Layer(f"run '{stored.parent}'", read_settings(stored))]
+    settings = read_settings(stored)
+    layers = [Layer(f"run '{stored.parent}'", settings)]
     before = science_settings(load_config(RunConfig, layers).config.model_dump(mode="json"))
+    environment, runtime = read_environment(stored.parent), settings.get("runtime")
+    from_cores = environment.get("threads_from_cores", False)
+    if from_cores and environment["processes"] != local_processes() and isinstance(runtime, dict):
+        runtime.pop("threads", None)
     if recipe is not None:
         layers.append(recipe_layer(recipe))
     if file is not None:
@@ -112,6 +121,8 @@ def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence
                 for key in changed
             )
         )
+    if from_cores and loaded.provenance["runtime.threads"] == layers[0].name:
+        loaded.provenance["runtime.threads"] = DEFAULT
     return loaded
 
 

@@ -14,12 +14,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from halfseen.config.load import Loaded, dump_config
 from halfseen.data.sources import Source
 from halfseen.engine.checkpoint import list_checkpoints
+from halfseen.engine.config import local_processes
 from halfseen.errors import CheckpointError, ConfigError, DataError
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.types import Batch, SkippedFile
@@ -123,16 +125,20 @@ def read_config(folder: Path) -> RunConfig:
     return load_run_config(None, folder / CONFIG).config
 
 
-def write_environment(folder: Path, command: Sequence[str] | None) -> None:
+def write_environment(folder: Path, command: Sequence[str] | None, threads_from_cores: bool) -> None:
     """Write environment.json: what a result depends on beside the settings.
 
     A run that goes on keeps the command that began it; the one that resumed it is noted beside.
+
+    Args:
+        folder: of the run.
+        command: the words of the command line; None takes this process's.
+        threads_from_cores: whether nobody chose `runtime.threads`.
     """
     program = Path(sys.argv[0]).name
     words = command if command is not None else ["halfseen" if program == "__main__.py" else program, *sys.argv[1:]]
     line = shlex.join(words)
-    before = folder / ENVIRONMENT
-    began: dict[str, str] = json.loads(before.read_text(encoding="utf-8")) if before.is_file() else {}
+    began = read_environment(folder)
     content = {
         "command": began.get("command", line),
         **({"resumed_by": line} if began else {}),
@@ -142,9 +148,18 @@ def write_environment(folder: Path, command: Sequence[str] | None) -> None:
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "processes": local_processes(),
+        "threads_from_cores": threads_from_cores,
         "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
     _write_json(folder / ENVIRONMENT, content)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What `write_environment` has written last; empty if it has not."""
+    file = folder / ENVIRONMENT
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return content
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from halfseen.config.load import Loaded
+from halfseen.config.load import DEFAULT, Loaded
 from halfseen.config.yaml_text import Settings, parse_value, scalar_text
 from halfseen.data.doctor import precheck
 from halfseen.data.loader import Loader, evaluation_batches
@@ -159,7 +159,7 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
             diary.note(bad)
             if not resume or config != read_config(run_dir):
                 write_config(run_dir, Loaded(config, loaded.provenance))
-            write_environment(run_dir, command)
+            write_environment(run_dir, command, loaded.provenance["runtime.threads"] == DEFAULT)
             diary.write()
         world.barrier()
         outcome = _train(config, method, loader, run_dir, start, world, terminal, diary)
