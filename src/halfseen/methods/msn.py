@@ -70,7 +70,7 @@ class MSNConfig(BaseModel):
     )
     rand_views: int = Field(1, ge=0, description="large anchor views of each image, at data.image_size")
     focal_views: int = Field(10, ge=0, description="small anchor views of each image")
-    focal_size: int = Field(96, ge=8, description="side of the small views in pixels")
+    focal_size: int = Field(96, ge=1, description="side of the small views in pixels")
     rand_crop_scale: CropScale = Field(
         (0.3, 1.0), description="smallest and largest share of the image's area in a large view, each in (0, 1]"
     )
@@ -101,11 +101,20 @@ class MSNConfig(BaseModel):
     @model_validator(mode="after")
     def _settings_go_together(self) -> "MSNConfig":
         if self.rand_views + self.focal_views == 0:
-            raise ValueError("rand_views, focal_views: got 0 and 0, but at least one anchor view is needed.")
-        if not self.me_max and self.memax_weight != 1.0:
-            raise ValueError(f"memax_weight: got {self.memax_weight}, but it has no effect with me_max=false.")
-        if not self.use_ent and self.ent_weight:
-            raise ValueError(f"ent_weight: got {self.ent_weight}, but it has no effect with use_ent=false.")
+            raise ValueError("rand_views: got 0 beside focal_views=0, but at least one anchor view is needed.")
+        needs = (
+            ("memax_weight", self.me_max, "me_max=false"),
+            ("ent_weight", self.use_ent, "use_ent=false"),
+            ("patch_drop_scope", self.patch_drop > 0, "patch_drop=0"),
+            ("focal_size", self.focal_views > 0, "focal_views=0"),
+            ("focal_crop_scale", self.focal_views > 0, "focal_views=0"),
+            ("prototype_gradient", not self.freeze_prototypes, "freeze_prototypes=true"),
+        )
+        for key, has_effect, reason in needs:
+            value = getattr(self, key)
+            if not has_effect and value != type(self).model_fields[key].default:
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ValueError(f"{key}: got {shown}, but it has no effect with {reason}. Leave it out.")
         return self
 
 
@@ -191,7 +200,9 @@ class MSN(Method):
     def forward(self, batch: Batch, progress: Progress) -> StepOutput:
         views = [normalise(view, self.mean, self.std) for view in batch.views]
         kept = None if self.config.patch_drop == 0 else self.kept_patches(views, progress)
-        return self.compare(views[0], views[1:], kept, self.sharpening(progress))
+        out = self.compare(views[0], views[1:], kept, self.sharpening(progress))
+        in_force = {"sharpening": self.sharpening(progress), "momentum": self.momentum(progress)}
+        return StepOutput(out.loss, {**out.metrics, **{key: out.loss.new_full((), in_force[key]) for key in in_force}})
 
     def kept_patches(self, views: Sequence[Tensor], progress: Progress) -> Int64[Tensor, "rows n"]:
         """Patches that enter the encoder, for each row of the first group of anchors; the class token always does."""
