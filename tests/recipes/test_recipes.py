@@ -12,6 +12,7 @@ from halfseen.config.recipes import recipe_comment, recipe_layer, recipe_names
 from halfseen.config.yaml_text import parse_settings
 from halfseen.engine.config import TrainConfig
 from halfseen.errors import ConfigError
+from halfseen.masking.crops import needs_attention
 from halfseen.methods.table import METHODS, build_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 
@@ -38,6 +39,22 @@ def test_all_published_recipes_are_there() -> None:
         wanted |= {f"mae_vit_{model}_imagenet1k_{n}ep{end}" for n in (800, 1600) for end in ("", "_pixels")}
     for model in ("vit_tiny", "vit_small", "vit_base", "swin_tiny", "swin_base"):
         wanted |= {f"kamim_{model}_imagenet1k_110ep", f"simmim_{model}_imagenet1k_110ep_kamimprotocol"}
+    wanted |= {f"ibot_vit_{rest}" for rest in (
+        "small_imagenet1k_800ep", "small_imagenet1k_300ep", "small_imagenet1k_100ep", "base_imagenet1k_400ep",
+        "base_imagenet1k_400ep_random", "large_imagenet1k_250ep", "large_imagenet1k_250ep_random",
+    )}  # fmt: skip
+    wanted |= {f"ibot_swin_tiny_imagenet1k_300ep{end}" for end in ("", "_window14")}
+    wanted |= {f"dino_vit_small_imagenet1k_{n}ep" for n in (100, 800)}
+    wanted |= {f"attmask_vit_small_imagenet1k_{rest}" for rest in (
+        "100ep_hint", "100ep_high", "300ep_high", "100ep_20percent_hint", "100ep_20percent_high",
+    )}  # fmt: skip
+    wanted |= {f"attmask_vit_small_imagenet1k_100ep_thesis_{strategy}" for strategy in (
+        "raw", "raw_layer5", "log", "power", "rollout_all", "rollout_mid", "rollout_last", "multilayer", "multicrop",
+        "contrastive",
+    )}  # fmt: skip
+    for rest in ("small_imagenet1k_800ep", "base_imagenet1k_600ep", "large_imagenet1k_600ep",
+                 "base_imagenet1k_300ep_patch4", "large_imagenet1k_200ep_patch7"):  # fmt: skip
+        wanted |= {f"msn_vit_{rest}{end}" for end in ("", "_nosinkhorn")}
     assert wanted <= set(NAMES)
 
 
@@ -45,13 +62,21 @@ def test_every_method_has_a_small_recipe() -> None:
     assert {f"{method}_small" for method in METHODS} <= set(NAMES)
 
 
+def called(name: str) -> str:
+    """The method as a recipe's name has it: DINO is iBOT without patches, AttMask is iBOT with attention masks."""
+    method = CONFIGS[name].method
+    if method.name == "ibot" and method.lambda2 == 0:
+        return "dino"
+    return "attmask" if method.name == "ibot" and needs_attention(method.mask) else method.name
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_says_what_is_inside(name: str) -> None:
     config = CONFIGS[name]
-    assert name.startswith(f"{config.method.name}_")
+    assert name.startswith(f"{called(name)}_")
     if name in PUBLISHED:
         model = config.model.name.removeprefix("simmim_")
-        assert name.startswith(f"{config.method.name}_{model}_imagenet1k_{config.train.epochs:.0f}ep")
+        assert name.startswith(f"{called(name)}_{model}_imagenet1k_{config.train.epochs:.0f}ep")
         assert config.data.source == "imagenet/train"
     else:
         assert re.fullmatch(r"[a-z]+_small(_64px)?", name)
@@ -106,9 +131,10 @@ ONE_OF_EACH_KIND = list({kind(name): name for name in NAMES}.values())
 
 @pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
 def test_image_patch_mask_and_window_go_together(name: str) -> None:
-    """Builds the real method, one block deep."""
+    """Builds the real method, as few blocks deep as it can be."""
     config = CONFIGS[name]
-    shallow = {"depths": (1,) * 4} if config.model.name.startswith("swin") else {"depth": 1}
+    blocks = 12 if called(name) == "attmask" else 1  # Attention masks name layers.
+    shallow = {"depths": (1,) * 4} if config.model.name.startswith("swin") else {"depth": blocks}
     encoder = build_encoder(config.model.model_copy(update=shallow), config.data.image_size)
     method = build_method(config.method, encoder, config.data.image_size, config.data.mean, config.data.std)
     assert method.view_plan().views[0].size == config.data.image_size
