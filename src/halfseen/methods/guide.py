@@ -133,7 +133,7 @@ class Guide(nn.Module):
         maps = dict(zip(blocks, found.attention, strict=True))
         scores = attention_scores(self.mask, maps, self.mask.rows, num_patches, depth)
         if self.cell_patches > 1:
-            scores = nn.functional.avg_pool2d(scores.unflatten(1, found.grid), self.cell_patches).flatten(1)
+            scores = nn.functional.avg_pool2d(scores.reshape(B, *found.grid), self.cell_patches).flatten(1)
         if self.config.select == "low":
             scores = -scores
         drawn = step_noise(progress, B, 1 + num_cells, "attention_mask").to(images.device, non_blocking=True)

@@ -83,7 +83,8 @@ def mean_entropy_gap(probs: Float[Tensor, "VB K"], mean: Reduce = identity) -> F
         mean: differentiable mean of a [K] vector over the processes (`collectives.mean_pass_through`).
     """
     average = mean(probs.mean(dim=0))
-    return torch.special.xlogy(average, average).sum() + math.log(probs.shape[1])
+    negative_entropy: Tensor = torch.special.xlogy(average, average).sum()
+    return negative_entropy + math.log(probs.shape[1])
 
 
 def mean_entropy(log_probs: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
