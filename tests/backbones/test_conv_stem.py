@@ -10,8 +10,9 @@ from torch import nn
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.conv_stem import ConvStem
+from halfseen.backbones.initialise import init_kamim, init_mae
 from halfseen.backbones.weights import export_encoder, load_encoder
-from halfseen.errors import ShapeError
+from halfseen.errors import ConfigError, ShapeError
 
 SMALL = ModelConfig(name="vitc_4gf", patch_size=4, embed_dim=32, depth=2, num_heads=4)
 
@@ -61,6 +62,17 @@ def test_patch_sizes_are_powers_of_two() -> None:
     for patch_size, width in ((7, 32), (1, 32), (16, 36)):
         with pytest.raises(ShapeError, match="convolutional stem"):
             ConvStem(32, patch_size, 3, width)
+
+
+def test_mae_refuses_it_and_initialisation_resets_its_statistics() -> None:
+    encoder, generator = build_encoder(SMALL, 28), torch.Generator().manual_seed(0)
+    decoder = nn.Linear(32, 48)
+    with pytest.raises(ConfigError, match="hidden patches would be seen"):
+        init_mae(encoder, decoder, generator)
+    encoder(torch.randn(2, 3, 28, 28) + 5)
+    init_kamim(encoder, torch.zeros(32), decoder, generator)
+    norm = encoder.trunk.patch_embed.conv[4]
+    assert not norm.running_mean.any() and int(norm.num_batches_tracked) == 0
 
 
 def test_timm_has_no_name_for_it_and_the_export_says_so(tmp_path: Path) -> None:

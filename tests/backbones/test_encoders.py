@@ -213,6 +213,36 @@ def test_a_vit_takes_images_of_another_size_with_resized_positions() -> None:
     assert features.grid == (10, 9) and features.patches.shape == (1, 90, 32)
 
 
+@pytest.mark.parametrize("window", [7, 14])
+def test_ibots_swin_windows_take_global_and_local_crops(window: int) -> None:
+    """At 224 px the last stage has 7 tokens a side, so a window of 14 shrinks there and shifts no more."""
+    settings = {"name": "swin_tiny", "embed_dim": 12, "num_heads": 1, "window_size": window, "norm_eps": 1e-6}
+    encoder = build_encoder(ModelConfig.model_validate(settings), 224).eval()
+    assert [stage.blocks[1].window_size[0] for stage in encoder.trunk.layers] == [window, window, window, 7]
+    assert [stage.blocks[1].shift_size[0] for stage in encoder.trunk.layers] == (
+        [window // 2] * 3 + [0] if window == 7 else [7, 7, 0, 0]
+    )
+    assert {part.eps for part in encoder.modules() if isinstance(part, torch.nn.LayerNorm)} == {1e-6}
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 224, 224)).grid == (7, 7)
+        local = encoder(torch.randn(2, 3, 96, 96))
+    assert local.grid == (3, 3) and local.patches.isfinite().all()
+
+
+def test_windows_that_stick_out_are_padded_when_asked() -> None:
+    settings = {"name": "swin_tiny", "embed_dim": 16, "depths": (2, 2), "num_heads": 1, "window_size": 5}
+    with pytest.raises(ShapeError, match="pad_windows=true"):
+        build_encoder(ModelConfig.model_validate(settings), 32)
+    encoder = build_encoder(ModelConfig.model_validate({**settings, "pad_windows": True}), 32).eval()
+    assert [stage.blocks[1].shift_size[0] for stage in encoder.trunk.layers] == [2, 0]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        whole = encoder(images)
+        one = encoder(images[:1])
+    assert whole.grid == (4, 4)
+    torch.testing.assert_close(one.patches, whole.patches[:1], rtol=0, atol=1e-5)
+
+
 def test_swin_pads_images_of_another_size_than_it_was_built_for() -> None:
     encoder = small("swin")
     features = encoder(torch.randn(1, 3, 80, 48))

@@ -92,7 +92,7 @@ def timm_call(config: ModelConfig, image_size: int) -> TimmModel | None:
     if preset.family in ("viny", "vit_conv"):
         return None
     if preset.family == "swin":
-        window = swin_window(image_size, patch_size, len(depths), config.window_size)
+        window = swin_window(image_size, patch_size, len(depths), config.window_size, pad=config.pad_windows)
         kwargs |= {"depths": depths, "num_heads": heads, "window_size": window}
         return TimmModel(preset.timm, kwargs)
     if not config.crop_to_patches:
@@ -155,11 +155,16 @@ def _foreign_call(config: ModelConfig, image_size: int) -> TimmModel:
 
 
 def swin_window(
-    image_size: int, patch_size: int, num_stages: int, window_size: int | None, largest: int = SWIN_WINDOW
+    image_size: int,
+    patch_size: int,
+    num_stages: int,
+    window_size: int | None,
+    largest: int = SWIN_WINDOW,
+    pad: bool = False,
 ) -> int:
     """The window's side in tokens: the one given, else the largest up to `largest` that tiles every stage.
 
-    A stage whose side is at most the window is one window.
+    A stage whose side is at most the window is one window. With `pad`, a given window may stick out of the stages.
 
     Raises:
         ShapeError: an image side that the stages can't halve, or a window that doesn't tile them.
@@ -176,10 +181,11 @@ def swin_window(
     fitting = [w for w in range(1, sides[0] + 1) if all(side <= w or side % w == 0 for side in sides)]
     if window_size is None:
         return max(w for w in fitting if w <= max(largest, 1))
-    if window_size not in fitting and window_size < sides[0]:
+    if window_size not in fitting and window_size < sides[0] and not pad:
         raise ShapeError(
             f"window_size {window_size}: doesn't tile the stages of {', '.join(map(str, sides))} tokens a side "
-            f"({image_size} px, patch {patch_size}). Windows that do: {', '.join(map(str, fitting))}."
+            f"({image_size} px, patch {patch_size}). Windows that do: {', '.join(map(str, fitting))}; others need "
+            "model.pad_windows=true."
         )
     return window_size
 

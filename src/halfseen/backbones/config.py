@@ -70,14 +70,15 @@ VINY_HEAD_DIM = 64
 
 # Keys that mean nothing to a family; setting one is an error, not silence.
 _WITHOUT_EFFECT: dict[str, tuple[str, ...]] = {
-    "vit": ("depths", "window_size", "head_dim", "relative_positions"),
-    "vit_conv": ("depths", "window_size", "head_dim", "relative_positions"),
+    "vit": ("depths", "window_size", "pad_windows", "head_dim", "relative_positions"),
+    "vit_conv": ("depths", "window_size", "pad_windows", "head_dim", "relative_positions"),
     "swin": ("depth", "head_dim", "class_token", "absolute_positions", "relative_positions", "layer_scale",
              "final_norm", "position_rule", "crop_to_patches"),
-    "beit": ("depths", "window_size", "head_dim", "class_token", "crop_to_patches"),
-    "viny": ("depths", "window_size", "absolute_positions", "relative_positions", "layer_scale", "crop_to_patches"),
+    "beit": ("depths", "window_size", "pad_windows", "head_dim", "class_token", "crop_to_patches"),
+    "viny": ("depths", "window_size", "pad_windows", "absolute_positions", "relative_positions", "layer_scale",
+             "crop_to_patches"),
     "timm": ("depth", "depths", "embed_dim", "num_heads", "mlp_ratio", "head_dim", "relative_positions",
-             "layer_scale", "absolute_positions", "class_token", "crop_to_patches"),
+             "layer_scale", "absolute_positions", "class_token", "pad_windows", "crop_to_patches"),
 }  # fmt: skip
 
 
@@ -112,6 +113,10 @@ class ModelConfig(BaseModel):
         ge=1,
         description="side of an attention window in tokens, W (Swin); None = the largest up to 7 that tiles every "
         "stage at this image size (7 at 224 px, 6 at 192 px)",
+    )
+    pad_windows: bool = Field(
+        default=False,
+        description="allow windows that don't tile the stages: their grids are padded with zeros, as iBOT does (Swin)",
     )
     head_dim: int | None = Field(
         default=None, ge=1, description="width of one attention head (ViNy: 64, not D / heads)"

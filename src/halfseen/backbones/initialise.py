@@ -9,7 +9,9 @@ import math
 from torch import Generator, Tensor, nn
 
 from halfseen.backbones.base import Encoder
+from halfseen.backbones.batch_norm import CrossProcessBatchNorm
 from halfseen.backbones.beit import BeitEncoder
+from halfseen.backbones.conv_stem import ConvStem
 from halfseen.backbones.heads import WeightNormLinear
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.backbones.viny import ViNyEncoder
@@ -24,12 +26,17 @@ def init_mae(encoder: Encoder, decoder: nn.Module, generator: Generator) -> None
     default.
 
     Raises:
-        ConfigError: for encoders without absolute positions.
+        ConfigError: for encoders without absolute positions, or with a convolutional stem.
     Source: arXiv 2111.06377, official code.
     """
     if not isinstance(encoder, ViTEncoder):
         raise ConfigError(
             "model.name: MAE drops patches and needs a plain ViT (vit_*), this model has none of its positions."
+        )
+    if isinstance(encoder.trunk.patch_embed, ConvStem):
+        raise ConfigError(
+            "model.name: a convolutional stem looks beyond its patch, so MAE's hidden patches would be seen. Use a "
+            "vit_* model with a plain patch projection, e.g. vit_small."
         )
     if encoder.trunk.pos_embed is None:
         raise ConfigError(
@@ -153,6 +160,8 @@ def _reset_norm(module: nn.Module) -> None:
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+    elif isinstance(module, CrossProcessBatchNorm):
+        module.reset_parameters()
 
 
 def _default(layer: nn.Linear | nn.Conv2d, generator: Generator) -> None:
