@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import views
-from benchmarks.cases import CASES, Case, Contestant
+from benchmarks.cases import CASES, Case, Contestant, chosen
 from benchmarks.clock import GEMM_FLOPS, gemm, in_fresh_process, interleaved, spread
 from benchmarks.flops import count_flops
 from benchmarks.ours import build, build_ours, photographs
@@ -88,7 +88,7 @@ def data_seconds(case: Case, source: Source, repetitions: int) -> tuple[float, f
 
 def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one case at one precision."""
-    case, source = CASES[name], photographs(folder)
+    case, source = chosen(name, arguments.batch_size), photographs(folder)
     contestants, formats = [build_ours(case, precision, source)], [precision]
     if case.peer and arguments.peers:
         from benchmarks.peers import build_peer
@@ -107,6 +107,7 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
     row: dict[str, Any] = {
         "case": name,
         "precision": precision,
+        "batch_size": case.batch_size,
         "images_per_second": case.batch_size / step,
         "spread": spread(seconds[0]),
         "gemm_flops": peaks[precision],
@@ -131,10 +132,11 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
             "ratio_spread": spread(ratios),
         }
     for who, its_format in zip(("ours", "peer"), formats, strict=False):
-        memory = in_fresh_process(name, who, its_format, str(folder))
+        memory = in_fresh_process(name, who, its_format, str(case.batch_size), str(folder))
         row |= {f"{who}_peak_gib": memory["peak"] / GIBIBYTE, f"{who}_imports_gib": memory["before"] / GIBIBYTE}
     if "peer_peak_gib" in row:
-        row["memory_ratio"] = row["ours_peak_gib"] / row["peer_peak_gib"]
+        own, theirs = (row[f"{who}_peak_gib"] - row[f"{who}_imports_gib"] for who in ("ours", "peer"))
+        row |= {"memory_ratio": row["ours_peak_gib"] / row["peer_peak_gib"], "step_memory_ratio": own / theirs}
     return row
 
 
@@ -142,7 +144,7 @@ def line(row: dict[str, Any]) -> str:
     """One row of the table as text."""
     case = CASES[row["case"]]
     text = (
-        f"{case.title:22}{case.image_size:4} px x{case.batch_size:<3}{row['precision']:5}"
+        f"{case.title:22}{case.image_size:4} px x{row['batch_size']:<3}{row['precision']:5}"
         f"{row['images_per_second']:7.2f} /s ±{row['spread']:3.0%}"
         f"{row['gemm_share']:6.0%} of {row['gemm_flops'] / 1e9:3.0f} GFLOP/s  {row['shares']}"
         f"{row['ours_peak_gib']:7.2f} GiB"
@@ -152,7 +154,8 @@ def line(row: dict[str, Any]) -> str:
             f" | {row['peer']}: {row['peer_images_per_second']:.2f} /s, "
             f"{row['peer_gemm_share']:.0%} of {row['peer_gemm_flops'] / 1e9:.0f} GFLOP/s, "
             f"{row['peer_step_flops'] / row['step_flops']:.2f}x our operations, {row['peer_peak_gib']:.2f} GiB; "
-            f"ours is {row['ratio']:.2f}x as fast (±{row['ratio_spread']:.0%}) in {row['memory_ratio']:.2f}x the memory"
+            f"ours is {row['ratio']:.2f}x as fast (±{row['ratio_spread']:.0%}) in {row['memory_ratio']:.2f}x "
+            f"the memory ({row['step_memory_ratio']:.2f}x without imports)"
         )
     return text
 
@@ -180,6 +183,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--case", choices=CASES, action="append", help="only this case (may be repeated)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="only this precision")
+    parser.add_argument("--batch-size", type=int, help="images per step, instead of each case's own number")
     parser.add_argument("--repetitions", type=int, default=7, help="measured steps of each contestant (default 7)")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument("--no-views", dest="views", action="store_false", help="leave out the view pipelines")
@@ -187,6 +191,8 @@ def read_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.repetitions < 2:
         parser.error("--repetitions: expected at least 2")
+    if arguments.batch_size is not None and arguments.batch_size < 2:
+        parser.error("--batch-size: expected at least 2; batch norms need as many")
     wanted = [CASES[name].peer for name in arguments.case or CASES]
     needed = any(peer is not None and peer.package == "transformers" for peer in wanted)
     if arguments.peers and needed and find_spec("transformers") is None:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.memory CASE ours|peer PRECISION PHOTOGRAPHS`: peak memory of a process that only trains this.
+"""`python -m benchmarks.memory CASE ours|peer PRECISION BATCH_SIZE PHOTOGRAPHS`: peak memory of one contestant alone.
 
 Prints one line of JSON: `peak`, and `before` a model was built (imports), both resident bytes.
 """
@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.cases import CASES
+from benchmarks.cases import chosen
 from benchmarks.clock import resident_now, resident_peak
 
 STEPS = 3
@@ -15,8 +15,8 @@ STEPS = 3
 
 def main() -> None:
     """Three steps, then the process's peak."""
-    name, who, precision, folder = sys.argv[1:]
-    case = CASES[name]
+    name, who, precision, batch_size, folder = sys.argv[1:]
+    case = chosen(name, int(batch_size))
     if who == "ours":
         from benchmarks.ours import build_ours, photographs
 

@@ -52,7 +52,7 @@ def build_ours(case: Case, precision: str, source: Source) -> Contestant:
     """Our contestant of a case, ready to take steps."""
     torch.manual_seed(0)
     method = build(case).train()
-    batch = load_batch(TrainingWorker(source, method.view_plan(), seed=0), case.batch_size)
+    batch = load_batch(TrainingWorker(source, method.view_plan(), seed=case.seed), case.batch_size)
     train = TrainConfig.model_validate(case.train)
     device = torch.device("cpu")
     groups = parameter_groups(method.named_parameters(), method.parameter_group, train.optimizer)

@@ -183,7 +183,7 @@ class PlainIBOT(nn.Module):
         super().__init__()
         self.encoder, self.teacher = PlainViT(sizes, drop_path, offset=0.1), PlainViT(sizes, offset=0.1)
         self.head, self.teacher_head = IBOTHead(sizes), IBOTHead(sizes)
-        self.mask_token = nn.Parameter(torch.zeros(sizes.embed_dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, sizes.embed_dim))
         self.register_buffer("center", torch.zeros(1, sizes.num_outputs))
         self.register_buffer("center2", torch.zeros(1, 1, sizes.num_outputs))
         start_teacher(self)
