@@ -304,6 +304,7 @@ def test_what_the_log_says_about_the_outputs() -> None:
     assert 1 <= float(out["prototypes_used"]) <= 8
     assert 0 <= float(out["teacher_entropy"]) <= float(out["assignment_entropy"]) <= torch.tensor(12.0).log() + 1e-5
     assert float(out["teacher_temp"]) == pytest.approx(0.07)
+    assert float(out["teacher_patch_temp"]) == pytest.approx(0.07)
     assert float(out["momentum"]) == pytest.approx(0.998)
     with torch.no_grad():  # one output wins everywhere
         for head in (method.head, method.teacher_head):
@@ -347,6 +348,9 @@ def test_views_of_the_original() -> None:
         ViewSpec(LOCAL_SIZE, 10, (0.05, 0.25), colour=Photometric(**jitter, blur=0.5)),
     )
     assert [spec.count for spec in build(local_crops_number=0).view_plan().views] == [1, 1]
+    weaker = build(color_jitter_strength=0.5, blur_share=0.0).view_plan().views[1].colour
+    halved = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.1, "hue": 0.05}
+    assert weaker == Photometric(**jitter | halved)
 
 
 @pytest.mark.parametrize(("name", "encoder", "head"), [("vit_small", 21_665_664, 7_614_720)])

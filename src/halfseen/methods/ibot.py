@@ -106,7 +106,9 @@ class IBOTConfig(BaseModel):
         BlockMask(), description="how patches of global crops are hidden: one mask for all crops, or one for each"
     )
     use_masked_im_modeling: bool = Field(
-        True, description="replace hidden patches by a mask token; false shows them and only compares at their places"
+        True,
+        description="replace hidden patches by a mask token; false shows them and only compares at their places (the "
+        "original's Swin replaces them all the same)",
     )
     pred_start_epoch: int = Field(0, ge=0, description="epochs before which nothing is hidden")
     lambda1: float = Field(1.0, ge=0, description="weight of the class-token loss")
@@ -279,7 +281,7 @@ class IBOT(Method):
         self.teacher = averaged_copy(encoder)
         self.teacher_head = self._build_head(config.shared_head_teacher).requires_grad_(False)
         self._warn_of_unequal_heads()
-        self.start_teacher()
+        self.start_averages()
 
         self.register_buffer("center", torch.zeros(1, config.out_dim))
         if config.has_patch_loss:
@@ -366,7 +368,7 @@ class IBOT(Method):
         loss = torch.stack(list(losses.values())).sum()
         return StepOutput(loss, self._metrics(losses, targets, answers, mask, progress))
 
-    def start_teacher(self) -> None:
+    def start_averages(self) -> None:
         """Make the teacher what the student is, by name, as the original does.
 
         There one last layer for both has both names, and `last_layer2` is loaded last: a teacher with one layer starts
@@ -543,7 +545,11 @@ class IBOT(Method):
             "teacher_temp": views.new_full((), self.temperature(progress.epoch_index)),
             "momentum": views.new_full((), self._momentum(progress)),
         }
-        return metrics if mask is None else metrics | {"hidden_share": mask.float().mean()}
+        if mask is not None:
+            metrics["hidden_share"] = mask.float().mean()
+        if self.config.has_patch_loss:
+            metrics["teacher_patch_temp"] = views.new_full((), self.patch_temperature(progress.epoch_index))
+        return metrics
 
     def _build_head(self, shared: bool) -> DistillationHead:
         config = self.config
