@@ -1,13 +1,14 @@
 """`halfseen pretrain`: reads the words, settles the settings, and hands over to `pretraining.run`."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from halfseen.cli.arguments import add_override, run_dir_of, settings_file, sort_words
-from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process
+from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process, was_launched
 from halfseen.errors import ConfigError, HalfseenError
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def command(
         str | None, typer.Option(help="Start from this recipe (`halfseen recipes list`); otherwise what suits DATA.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file with settings; stronger than the recipe.")] = None,
+    msn_config: Annotated[
+        Path | None,
+        typer.Option(help="A YAML file of MSN's published code, as it is; says what became of each key."),
+    ] = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with this run, from its newest checkpoint.")
     ] = None,
@@ -55,12 +60,23 @@ def command(
     if resume is not None and (name is not None or run_dir is not None):
         raise ConfigError("--resume goes on in the run's own folder. Leave out --name and --run-dir.")
     overrides = add_override(overrides, "run_dir", run_dir_of(name, run_dir), "--run-dir" if run_dir else "--name")
-    loaded = _settle(recipe, config, resume, overrides)
+    if msn_config is not None and (recipe is not None or resume is not None):
+        other = "--recipe" if recipe is not None else "--resume"
+        raise ConfigError(f"--msn-config and {other} both say which run this is. Give one of them.")
+    loaded = _settle(recipe, config, msn_config, resume, overrides, devices)
     if dry_run:
         _print_dry_run(loaded, devices)
         return
     if devices > 1:
-        raise typer.Exit(_launch(devices, words or [], recipe, config, resume, name, run_dir))
+        options = {
+            "--recipe": recipe,
+            "--config": config,
+            "--msn-config": msn_config,
+            "--resume": resume,
+            "--name": name,
+            "--run-dir": run_dir,
+        }
+        raise typer.Exit(_launch(devices, words or [], options))
     from halfseen.pretraining.run import run
 
     result = run(loaded, resume=resume is not None)
@@ -70,16 +86,37 @@ def command(
         raise typer.Exit(INTERRUPTED)
 
 
-def _settle(recipe: str | None, file: Path | None, resume: str | None, overrides: list[str]) -> "Loaded[RunConfig]":
+def _settle(
+    recipe: str | None,
+    file: Path | None,
+    msn_file: Path | None,
+    resume: str | None,
+    overrides: list[str],
+    devices: int,
+) -> "Loaded[RunConfig]":
     """The settings of the run. Of several processes only the first one speaks of faults: all find the same ones."""
     from halfseen.pretraining.run import resolve
 
     try:
+        if msn_file is not None:
+            return _of_msn_file(msn_file, file, overrides, devices)
         return resolve(recipe, file, overrides) if resume is None else resumed(resume, recipe, file, overrides)
     except HalfseenError:
         if is_first_process():
             raise
         raise typer.Exit(USERS_FAULT) from None
+
+
+def _of_msn_file(msn_file: Path, file: Path | None, overrides: list[str], devices: int) -> "Loaded[RunConfig]":
+    """The settings that a file of MSN's published code describes; says on stderr what became of its keys, once."""
+    from halfseen.pretraining.msn_yaml import load_msn_file
+
+    processes = max(devices, int(os.environ.get("WORLD_SIZE", "1")))
+    loaded, sentences = load_msn_file(msn_file, processes, file, overrides)
+    if is_first_process() and not was_launched():
+        for sentence in sentences:
+            typer.echo(sentence, err=True)
+    return loaded
 
 
 def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence[str]) -> "Loaded[RunConfig]":
@@ -153,19 +190,10 @@ def _print_dry_run(loaded: "Loaded[RunConfig]", devices: int) -> None:
         typer.echo(f"\n{describe(loaded.config, devices)}")
 
 
-def _launch(
-    devices: int,
-    words: Sequence[str],
-    recipe: str | None,
-    config: Path | None,
-    resume: str | None,
-    name: str | None,
-    run_dir: str | None,
-) -> int:
+def _launch(devices: int, words: Sequence[str], options: Mapping[str, object]) -> int:
     """Runs the same command line in several processes and gives the exit code."""
     from halfseen.engine.distributed import launch
 
-    options = {"--recipe": recipe, "--config": config, "--resume": resume, "--name": name, "--run-dir": run_dir}
     given = [part for option, value in options.items() if value is not None for part in (option, str(value))]
     ended = launch(devices, ["pretrain", *words, *given])
     if ended.message is not None:
