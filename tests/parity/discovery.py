@@ -36,8 +36,16 @@ KINDS: dict[str, dict[str, str]] = {
         "swin_step": ".npz",
     },
     "knn_linear": {"knn": ".npz", "clustering": ".npz"},
-    "ibot": {"train_": ".npz", "ibot_loss": ".npz", "schedules": ".npz", "lars": ".npz", "block_masks": ".npz"},
-    "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz"},
+    "ibot": {
+        "train_": ".npz",
+        "ibot_loss": ".npz",
+        "schedules": ".npz",
+        "lars": ".npz",
+        "block_masks": ".npz",
+        "vit_backbone_io": ".npz",
+        "swin_backbone_io": ".npz",
+    },
+    "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
     "attention_masking": {
         "thesis_masks_": ".npz",
         "rollout_": ".npz",
@@ -49,7 +57,7 @@ KINDS: dict[str, dict[str, str]] = {
 """Topic -> prefix of the file names of a kind -> suffix of its files."""
 
 COMPANIONS: dict[str, dict[str, str]] = {
-    "ibot": {"train_": ".safetensors"},
+    "ibot": {"train_": ".safetensors", "vit_backbone": ".safetensors", "swin_backbone": ".safetensors"},
     "attention_masking": {"vit12_backbone": ".safetensors"},
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
@@ -61,7 +69,7 @@ NOT_YET: dict[str, dict[str, str]] = {
         "linear_probe": ".npz",
         "attention_threshold": ".npz",
     },
-    "msn": {"features": ".npz", "linear_eval": ".npz"},
+    "msn": {"linear_eval": ".npz"},
 }
 """Kinds of parts that the library doesn't have yet (linear probes, attention maps): no strays, but without a test."""
 
