@@ -42,6 +42,7 @@ KINDS: dict[str, dict[str, str]] = {
         "schedules": ".npz",
         "lars": ".npz",
         "block_masks": ".npz",
+        "head": ".npz",
         "vit_backbone_io": ".npz",
         "swin_backbone_io": ".npz",
     },
@@ -57,7 +58,12 @@ KINDS: dict[str, dict[str, str]] = {
 """Topic -> prefix of the file names of a kind -> suffix of its files."""
 
 COMPANIONS: dict[str, dict[str, str]] = {
-    "ibot": {"train_": ".safetensors", "vit_backbone": ".safetensors", "swin_backbone": ".safetensors"},
+    "ibot": {
+        "head": ".safetensors",
+        "train_": ".safetensors",
+        "vit_backbone": ".safetensors",
+        "swin_backbone": ".safetensors",
+    },
     "attention_masking": {"vit12_backbone": ".safetensors"},
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""

@@ -34,7 +34,7 @@ def test_training_steps(path: Path) -> None:
     method = build(arrays, state_of(weights, "init.student."))
     check_names(method, arrays)
     load_student(method, state_of(weights, "init.student."))
-    method.start_teacher()
+    method.start_averages()
     check_weights(method, weights, "init", lr_sum=0.0, tolerance=0.0)
 
     sgd = path.stem.startswith("train_cli_default")

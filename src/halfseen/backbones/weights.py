@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -20,7 +20,7 @@ from halfseen.backbones.beit import BeitEncoder
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.weights_names import KINDS, Kind, State, detect_kind, infer_model, take_apart
-from halfseen.backbones.weights_read import read_tensors
+from halfseen.backbones.weights_read import Role, read_tensors
 from halfseen.errors import ConfigError, ShapeError, WeightsError
 from halfseen.ops.bias_tables import resize_bias_table, table_side
 from halfseen.ops.positions import PositionRule, resize_positions
@@ -66,6 +66,8 @@ class Imported:
         mask_token: the encoder's, where there is one (MAE's belongs to its decoder).
         decoder_state: names of the decoder in `backbones.decoders`.
         head_state: a classifier's head, timm's names.
+        projection_state: the head of iBOT, DINO or MSN, names of `backbones.heads`; MSN's prototypes too.
+        role: which network of a file with a student and a teacher; None where there is one.
         config, image_size: the model that fits it.
         report: what became of its tensors when fitted to that model.
         origin: the file.
@@ -80,6 +82,8 @@ class Imported:
     image_size: int
     report: KeyReport
     origin: str
+    projection_state: State = field(default_factory=dict)
+    role: Role | None = None
 
     def build(self, image_size: int | None = None) -> Encoder:
         """The encoder with these weights, positions resized to `image_size` if given."""
@@ -211,8 +215,9 @@ def import_checkpoint(
     image_size: int | None = None,
     num_heads: int | None = None,
     model: ModelConfig | None = None,
+    role: Role | None = None,
 ) -> Imported:
-    """Read a checkpoint of SimMIM, ViNy, MAE, KAMIM, timm or our own.
+    """Read a checkpoint of SimMIM, ViNy, MAE, KAMIM, iBOT, AttMask, DINO, MSN, timm or our own.
 
     Nothing of it is executed. The model's sizes are read off the shapes.
 
@@ -221,13 +226,14 @@ def import_checkpoint(
         image_size: side in pixels to fit it to; None = the one it was made for, as far as it shows.
         num_heads: attention heads of a plain ViT or ViNy, which weights don't show; None = the usual number.
         model: the whole configuration, instead of what the shapes tell.
+        role: "student" or "teacher" of a file that holds both; None = the teacher.
     Raises:
         WeightsError: an unreadable or unsafe file, no known layout, shapes that don't fit.
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise WeightsError(f"kind: unknown {kind!r}. Known: {', '.join(get_args(Kind))}.")
-    state = read_tensors(path)
+    state = read_tensors(path, role)
     found = detect_kind(state) if kind is None else next(known for known in KINDS if known == kind)
     parts = take_apart(state, found)
     config, native_size = infer_model(parts, found, num_heads) if model is None else (model, image_size or 224)
@@ -241,6 +247,8 @@ def import_checkpoint(
         image_size=image_size or native_size,
         report=KeyReport(ignored=tuple(sorted(parts.ignored))),
         origin=str(path),
+        projection_state=parts.projection,
+        role=role,
     )
     empty = build_encoder(config, imported.image_size, device="meta")
     _, report = fit_state(imported.encoder_state, empty.trunk, config.position_rule)
@@ -335,7 +343,8 @@ def load_encoder(
     json_path = path.with_suffix(".json")
     if path.suffix == ".json" or (path.suffix == ".safetensors" and json_path.is_file()):
         return _load_exported(json_path, role, image_size)
-    imported = import_checkpoint(path, image_size=image_size, num_heads=num_heads)
+    known: Role | None = "student" if role == "student" else "teacher" if role == "teacher" else None
+    imported = import_checkpoint(path, image_size=image_size, num_heads=num_heads, role=known)
     encoder = imported.build()
     return LoadedEncoder(encoder, IMAGENET_MEAN, IMAGENET_STD, encoder.image_size, "imported", text, imported.report)
 
@@ -386,17 +395,19 @@ def _load_folder(folder: Path, role: str | None, image_size: int | None) -> Load
 def _load_unfinished(folder: Path, checkpoint: Path, role: str | None, image_size: int | None) -> LoadedEncoder:
     content = yaml.safe_load((folder / "config.yaml").read_text())
     state = read_tensors(checkpoint)
+    if role is None:  # Where there is a teacher it is what the run will export as its main encoder.
+        role = "teacher" if any(name.startswith("teacher.trunk.") for name in state) else "student"
     prefix = "teacher.trunk." if role == "teacher" else "encoder.trunk."
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     if not own:
-        raise WeightsError(f"role: the checkpoint {str(checkpoint)!r} has no {role or 'student'!r} encoder.")
+        raise WeightsError(f"role: the checkpoint {str(checkpoint)!r} has no {role!r} encoder.")
     config, data = ModelConfig.model_validate(content["model"]), content["data"]
     encoder = build_encoder(config, int(image_size or data["image_size"]))
     fitted, report = fit_state(own, encoder.trunk, config.position_rule)
     _refuse_gaps(report, str(checkpoint))
     encoder.trunk.load_state_dict(fitted)
     mean, std = _three(data.get("mean") or IMAGENET_MEAN), _three(data.get("std") or IMAGENET_STD)
-    return LoadedEncoder(encoder, mean, std, encoder.image_size, role or "student", str(checkpoint.parent))
+    return LoadedEncoder(encoder, mean, std, encoder.image_size, role, str(checkpoint.parent))
 
 
 def _load_exported(json_path: Path, role: str | None, image_size: int | None) -> LoadedEncoder:

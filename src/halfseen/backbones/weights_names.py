@@ -16,7 +16,9 @@ from torch import Tensor
 from halfseen.backbones.config import PRESETS, VINY_HEAD_DIM, Family, ModelConfig
 from halfseen.errors import WeightsError
 
-Kind = Literal["simmim_vit", "simmim_swin", "viny", "mae", "kamim_vit", "kamim_swin", "halfseen", "timm"]
+Kind = Literal[
+    "simmim_vit", "simmim_swin", "viny", "mae", "kamim_vit", "kamim_swin", "ibot", "msn", "halfseen", "timm"
+]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
     "simmim_vit",
     "simmim_swin",
@@ -24,21 +26,29 @@ KINDS: tuple[Kind, ...] = (
     "mae",
     "kamim_vit",
     "kamim_swin",
+    "ibot",
+    "msn",
     "halfseen",
     "timm",
 )
+"""`ibot` is the layout of iBOT, AttMask and DINO."""
 
 State = dict[str, Tensor]
 
 
 @dataclass
 class Parts:
-    """A checkpoint taken apart; `ignored` are tensors that carry nothing (index tables, aliases)."""
+    """A checkpoint taken apart.
+
+    `projection` is the head of a teacher-student method under the names of `backbones.heads`, with MSN's prototypes;
+    `ignored` are tensors that carry nothing (index tables, aliases).
+    """
 
     encoder: State = field(default_factory=dict)
     mask_token: Tensor | None = None
     decoder: State = field(default_factory=dict)
     head: State = field(default_factory=dict)
+    projection: State = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
 
@@ -52,6 +62,11 @@ def detect_kind(names: Iterable[str]) -> Kind:
     bare = {name.removeprefix("encoder.") for name in known}
     if any(name.startswith(("encoder.trunk.", "trunk.")) for name in known):
         return "halfseen"
+    plain = {_without_wrappers(name) for name in known}
+    if "fc.fc1.weight" in plain and "fc.fc3.weight" in plain:
+        return "msn"
+    if any(name == "masked_embed" or name.startswith(("head.mlp.", "head.last_layer")) for name in plain):
+        return "ibot"
     if "to_patch_embedding.1.weight" in bare:
         return "viny"
     if any(".embeddings.patch_embeddings." in name for name in known):
@@ -79,6 +94,8 @@ def take_apart(state: State, kind: Kind) -> Parts:
         "mae": _take_mae,
         "kamim_vit": _take_kamim,
         "kamim_swin": _take_kamim,
+        "ibot": _take_ibot,
+        "msn": _take_msn,
         "halfseen": _take_own,
         "timm": _take_timm,
     }[kind](state)
@@ -219,6 +236,66 @@ def _take_kamim(state: State) -> Parts:
     return parts
 
 
+def _without_wrappers(name: str) -> str:
+    """A name without the wrappers of data-parallel training and of multi-crop models, wherever they stand."""
+    return name.replace("module.", "").replace("backbone.", "")
+
+
+def _take_ibot(state: State) -> Parts:
+    """iBOT, AttMask and DINO; a Swin's merging ends its stage there."""
+    parts = Parts()
+    named = {_without_wrappers(full): (full, tensor) for full, tensor in state.items()}
+    official_merging = any(name.startswith("layers.0.downsample.") for name in named)
+    for name, (full, tensor) in named.items():
+        if _is_buffer(name):
+            parts.ignored.append(full)
+        elif name == "masked_embed":
+            parts.mask_token = tensor
+        elif name.startswith("head."):
+            parts.projection[_older_weight_norm(name.removeprefix("head."))] = tensor
+        else:
+            name = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+            parts.encoder[_later_merging(name) if official_merging else name] = tensor
+    _drop_alias(parts, named)
+    return parts
+
+
+def _older_weight_norm(name: str) -> str:
+    """PyTorch's newer weight norm stores g and v under other names."""
+    name = name.replace(".parametrizations.weight.original0", ".weight_g")
+    return name.replace(".parametrizations.weight.original1", ".weight_v")
+
+
+def _drop_alias(parts: Parts, named: dict[str, tuple[str, Tensor]]) -> None:
+    """A shared last layer stands in the file under two names."""
+    second = [name for name in parts.projection if name.startswith("last_layer2.")]
+    first = [name.replace("last_layer2.", "last_layer.") for name in second]
+    pairs = list(zip(first, second, strict=True))
+    same = all(
+        one in parts.projection
+        and parts.projection[one].shape == parts.projection[two].shape
+        and bool((parts.projection[one] == parts.projection[two]).all())
+        for one, two in pairs
+    )
+    if same:
+        for name in second:
+            del parts.projection[name]
+        parts.ignored += [full for name, (full, _) in named.items() if name.startswith("head.last_layer2.")]
+
+
+def _take_msn(state: State) -> Parts:
+    parts = Parts()
+    for full, tensor in state.items():
+        name = _without_wrappers(full)
+        if name == "prototypes":
+            parts.projection[name] = tensor
+        elif name.startswith("fc."):
+            parts.projection[name.removeprefix("fc.")] = tensor
+        else:
+            parts.encoder[name] = tensor
+    return parts
+
+
 def _take_own(state: State) -> Parts:
     parts = Parts()
     for full, tensor in state.items():
@@ -258,7 +335,12 @@ def infer_model(parts: Parts, kind: Kind, num_heads: int | None = None) -> tuple
     """
     state = parts.encoder
     if "layers.0.blocks.0.attn.qkv.weight" in state:
-        return _infer_swin(state)
+        config, image_size = _infer_swin(state)
+        return (config.model_copy(update={"norm_eps": 1e-6}) if kind == "ibot" else config), image_size
+    if kind in ("ibot", "msn"):
+        config, image_size = _infer_vit(state, None, num_heads)
+        rule = {"position_rule": "scale_offset" if kind == "ibot" else "scale"}
+        return config.model_copy(update=rule | ({"crop_to_patches": True} if kind == "msn" else {})), image_size
     if "patch_embed.pre_norm.weight" in state:
         return _infer_viny(state, num_heads)
     if "blocks.0.attn.qkv.weight" not in state:

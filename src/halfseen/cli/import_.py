@@ -1,15 +1,21 @@
 """`halfseen import`: official weights in, with what became of every tensor."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from halfseen.backbones.weights_read import Role
 
 SHOWN = 20
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="A checkpoint of MAE, SimMIM, KAMIM, ViNy, timm or halfseen.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A checkpoint of MAE, SimMIM, KAMIM, ViNy, iBOT, AttMask, DINO, MSN, timm or halfseen."),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write encoder.safetensors and encoder.json to.")],
     kind: Annotated[
         str | None, typer.Option(help="Whose layout it is; told by the tensors' names if left out.")
@@ -21,6 +27,9 @@ def command(
         int | None,
         typer.Option(min=1, help="Attention heads of a plain ViT of unusual width: weights don't show them."),
     ] = None,
+    role: Annotated[
+        str | None, typer.Option(help="student or teacher, of a file that holds both; the teacher if left out.")
+    ] = None,
 ) -> None:
     """Read official weights and write their encoder as safetensors under timm's names.
 
@@ -31,8 +40,14 @@ def command(
     from halfseen.backbones.weights import export_encoder, import_checkpoint
     from halfseen.cli.export import loading_lines
     from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
+    from halfseen.errors import ConfigError
 
-    imported = import_checkpoint(file, kind, image_size=image_size, num_heads=num_heads)
+    network: Role | None = None
+    if role is not None:
+        if role not in ("student", "teacher"):
+            raise ConfigError(f"--role: got '{role}', expected student or teacher.")
+        network = "student" if role == "student" else "teacher"
+    imported = import_checkpoint(file, kind, image_size=image_size, num_heads=num_heads, role=network)
     encoder = imported.build()
     typer.echo(f"Kind: {imported.kind}; {imported.config.name}, {encoder.image_size} px, {encoder.num_layers} blocks")
     for word, names in imported.report._asdict().items():
@@ -46,6 +61,11 @@ def command(
         typer.echo(
             f"{beyond} tensors of decoder and head are not part of the encoder; `pretrain init=FILE` can use them."
         )
+    if imported.projection_state:
+        typer.echo(f"head: {len(imported.projection_state)}")
+        for name in list(imported.projection_state)[:SHOWN]:
+            typer.echo(f"  {name}")
+        typer.echo("The head has no place in the encoder; `pretrain init=FILE` can use it.")
     if imported.mask_token is not None:
         typer.echo("The mask token has no place in the encoder; `pretrain init=FILE` can use it.")
     weights = export_encoder(

@@ -64,6 +64,10 @@ class Method(nn.Module, ABC):
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """Weight decay and lr scale of a parameter, by its name within this module."""
 
+    def start_averages(self) -> None:
+        """Make moving averages equal to what they follow; runs after weights were put in from elsewhere."""
+        return None
+
     def before_update(self, progress: Progress) -> None:
         """Runs between clipping and the optimiser's update, e.g. to take a frozen layer's gradient away."""
         return None

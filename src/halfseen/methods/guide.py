@@ -150,6 +150,10 @@ class Guide(nn.Module):
         """What `follow` averages: nothing with a given encoder."""
         return pair_by_name(encoder, self.encoder) if self.config.encoder is None else []
 
+    def start(self, encoder: Encoder) -> None:
+        """Make the average equal to the encoder that is being trained."""
+        update_average(self.pairs(encoder), 0.0)
+
     def follow(self, encoder: Encoder) -> None:
         """Move the average towards the encoder that is being trained."""
         update_average(self.pairs(encoder), self.config.momentum)

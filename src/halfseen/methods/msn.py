@@ -225,8 +225,17 @@ class MSN(Method):
         kept: Int64[Tensor, "rows n"] | None,
         sharpening: float,
     ) -> StepOutput:
-        """Loss of normalised views, `kept` patches of whose first group are seen, with targets sharpened by T."""
+        """Loss of normalised views, `kept` patches of whose first group are seen, with targets sharpened by T.
+
+        Raises:
+            ConfigError: a single image, where there is batch norm.
+        """
         config = self.config
+        if config.use_bn and len(target) * process_count() == 1:
+            raise ConfigError(
+                "train.batch_size: a batch of 1 image, but batch norm compares images. Take at least 2, or set "
+                "method.use_bn=false."
+            )
         z = self.represent_anchors(anchors, kept).float()  # [V B, d]
         with torch.no_grad():
             whole = whole_patches(target, self.teacher.patch_size)
@@ -315,6 +324,11 @@ class MSN(Method):
             return GroupKey(decay=False)
         tokens = own_name in ("cls_token", "reg_token", "pos_embed")
         return GroupKey(decay=not (tokens and self.config.decay_exclude_tokens))
+
+    def start_averages(self) -> None:
+        """The target starts as the anchors do."""
+        self.teacher.load_state_dict(self.encoder.state_dict())
+        self.teacher_head.load_state_dict(self.head.state_dict())
 
     def before_update(self, progress: Progress) -> None:
         """The prototypes' gradient is a sum over the processes, where all others are means."""

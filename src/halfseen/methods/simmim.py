@@ -209,6 +209,11 @@ class SimMIM(Method):
         """The one encoder; the one whose attention guides the masks is a means only."""
         return {"student": self.encoder}
 
+    def start_averages(self) -> None:
+        """The guide starts as the encoder does."""
+        if self.guide is not None:
+            self.guide.start(self.encoder)
+
     def after_step(self, progress: Progress) -> None:
         """The guide follows."""
         if self.guide is not None:

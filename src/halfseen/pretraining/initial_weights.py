@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 def load_initial_weights(method: Method, init: str) -> None:
-    """Put the weights of `init` into a method: the encoder always, mask token and decoder where the file has them.
+    """Put the weights of `init` into a method: the encoder always; mask token, decoder, head where the file has them.
+
+    A teacher starts as its student does, as at the first step of a run.
 
     Positions and bias tables are resized to the method's image size; what became of each key is logged.
 
@@ -32,9 +34,7 @@ def load_initial_weights(method: Method, init: str) -> None:
     logger.info("Started from '%s': encoder loaded (%s)", init, report)
     if foreign is not None:
         _load_rest(method, foreign)
-    for role, copy in method.encoders().items():
-        if role != "student":
-            copy.load_state_dict(encoder.state_dict(), strict=False)
+    method.start_averages()
 
 
 def _read_foreign(init: str, encoder: Encoder) -> Imported | None:
@@ -49,6 +49,9 @@ def _read_foreign(init: str, encoder: Encoder) -> Imported | None:
 def _load_rest(method: Method, foreign: Imported) -> None:
     """Mask token and decoder, as far as names and shapes are the method's own; the others start fresh."""
     offered = {f"decoder.{name}": tensor for name, tensor in foreign.decoder_state.items()}
+    offered |= {
+        name if name == "prototypes" else f"head.{name}": tensor for name, tensor in foreign.projection_state.items()
+    }
     if foreign.mask_token is not None:
         offered["mask_token"] = foreign.mask_token
     own = method.state_dict()
