@@ -210,8 +210,10 @@ class Health:
         ]
 
     def _flat(self, step: int) -> list[Finding]:
-        # A loss against a moving teacher may stay where it is. With fewer losses some would be first and last at once.
-        if self.outputs is not None or self.moved or step < self.shape.warmup_steps + FLAT_STEPS or self.num_losses < 2 * FLAT_RECORDS:
+        if self.outputs is not None:  # A loss against a moving teacher may stay where it is in a healthy run.
+            return []
+        # With fewer losses some would be first and last at once.
+        if self.moved or step < self.shape.warmup_steps + FLAT_STEPS or self.num_losses < 2 * FLAT_RECORDS:
             return []
         early, late = fmean(self.first_losses), fmean(self.last_losses)
         self.moved = abs(late - early) > FLAT_CHANGE * abs(early)

@@ -21,7 +21,7 @@ FIRST_STEPS = 50
 UNIFORM_STEPS = 200
 UNIFORM_SHARE = 0.98
 INFORMATION_SHARE = 0.05
-FEW_OUTPUTS_SHARE = 0.1
+FEW_OUTPUTS_SHARE = 0.05
 CENTER_GROWTH = 10.0
 CENTER_RECORDS = 20
 
@@ -66,6 +66,10 @@ class OutputWatch:
         values = [float(record[key]) for record in self.recent if key in record]
         return fmean(values) if values else None
 
+    def _settled(self, step: int) -> bool:
+        """Whether a run that learns must show it by now: the warm-up is over, and each image was seen."""
+        return step >= max(UNIFORM_STEPS, self.warmup_steps, self.steps_per_epoch)
+
     def _most(self) -> float:
         """The largest entropy, in nats, that the mean output of a batch of sharp outputs can have."""
         return math.log(max(2, min(self.num_outputs, self.rows)))
@@ -87,7 +91,7 @@ class OutputWatch:
 
     def _uniform(self, step: int) -> list[Finding]:
         limit, each = math.log(self.num_outputs), self._mean("teacher_entropy") or 0.0
-        if step < max(UNIFORM_STEPS, self.warmup_steps, self.steps_per_epoch) or each < UNIFORM_SHARE * limit:
+        if not self._settled(step) or each < UNIFORM_SHARE * limit:
             return []
         return [
             Finding(
@@ -103,7 +107,7 @@ class OutputWatch:
     def _few_outputs(self, step: int) -> list[Finding]:
         used = self._mean("prototypes_used")
         possible = min(self.num_outputs, self.rows)
-        if used is None or step < self.warmup_steps or used >= max(2.0, FEW_OUTPUTS_SHARE * possible):
+        if used is None or not self._settled(step) or used >= max(2.0, FEW_OUTPUTS_SHARE * possible):
             return []
         return [
             Finding(
@@ -117,7 +121,7 @@ class OutputWatch:
 
     def _disagreement(self, step: int) -> list[Finding]:
         agreement = self._mean("agreement")
-        if agreement is None or step < max(UNIFORM_STEPS, self.warmup_steps, self.steps_per_epoch):
+        if agreement is None or not self._settled(step):
             return []
         chance = 1.0 / min(self.num_outputs, self.rows)
         if agreement > 2 * chance:
