@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.conv_stem import ConvStem
 from halfseen.backbones.initialise import init_kamim, init_mae
-from halfseen.backbones.weights import export_encoder, load_encoder
+from halfseen.backbones.weights import export_encoder, import_checkpoint, load_encoder
 from halfseen.errors import ConfigError, ShapeError
 
 SMALL = ModelConfig(name="vitc_4gf", patch_size=4, embed_dim=32, depth=2, num_heads=4)
@@ -85,6 +86,17 @@ def test_timm_has_no_name_for_it_and_the_export_says_so(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 28, 28)
     with torch.no_grad():
         assert torch.equal(back(images).patches, encoder(images).patches)
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_its_sizes_are_read_off_the_weights(prefix: str, tmp_path: Path) -> None:
+    encoder = build_encoder(SMALL, 28).eval()
+    save_file({prefix + name: tensor for name, tensor in encoder.state_dict().items()}, tmp_path / "own.safetensors")
+    found = import_checkpoint(tmp_path / "own.safetensors", num_heads=4)
+    assert found.config == SMALL and found.image_size == 28
+    images = torch.randn(1, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(found.build().eval()(images).patches, encoder(images).patches)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny", "vitc_4gf"])

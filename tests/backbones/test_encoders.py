@@ -234,7 +234,8 @@ def test_windows_that_stick_out_are_padded_when_asked() -> None:
     with pytest.raises(ShapeError, match="pad_windows=true"):
         build_encoder(ModelConfig.model_validate(settings), 32)
     encoder = build_encoder(ModelConfig.model_validate({**settings, "pad_windows": True}), 32).eval()
-    assert [stage.blocks[1].shift_size[0] for stage in encoder.trunk.layers] == [2, 0]
+    assert [stage.blocks[1].shift_size[0] for stage in encoder.trunk.layers] == [2, 0] and encoder.pads_windows
+    assert not small("swin").pads_windows
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         whole = encoder(images)

@@ -46,6 +46,13 @@ class SwinEncoder(Encoder):
         """The blocks of all stages in order."""
         return [block for stage in self.trunk.layers for block in stage.blocks]
 
+    @property
+    def pads_windows(self) -> bool:
+        """Whether, at the size it was built for, windows stick out of some stage's grid."""
+        sides = [self.image_size // self.patch_size // 2**number for number in range(len(self.trunk.layers))]
+        windows = [stage.blocks[0].window_size[0] for stage in self.trunk.layers]
+        return any(side % window for side, window in zip(sides, windows, strict=True))
+
     def forward(
         self,
         images: Tensor,

@@ -19,6 +19,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.beit import BeitEncoder
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.swin import SwinEncoder
 from halfseen.backbones.weights_names import KINDS, Kind, State, detect_kind, infer_model, take_apart
 from halfseen.backbones.weights_read import Role, read_tensors
 from halfseen.errors import ConfigError, ShapeError, WeightsError
@@ -482,6 +483,8 @@ def _notes(encoder: Encoder) -> list[str]:
                 f"timm builds this network with LayerNorm eps {eps:g}; the weights were trained with "
                 f"{_norm_eps(encoder):g}: set it on every LayerNorm for equal features."
             )
+    if isinstance(encoder, SwinEncoder) and encoder.pads_windows:
+        notes.append("timm shifts windows before it pads them, this library after (as iBOT): other features in timm.")
     if isinstance(encoder, BeitEncoder):
         notes.append("Relative positions only: not loadable as a timm VisionTransformer.")
     return notes

@@ -336,7 +336,8 @@ def infer_model(parts: Parts, kind: Kind, num_heads: int | None = None) -> tuple
     state = parts.encoder
     if "layers.0.blocks.0.attn.qkv.weight" in state:
         config, image_size = _infer_swin(state)
-        return (config.model_copy(update={"norm_eps": 1e-6}) if kind == "ibot" else config), image_size
+        own = {"norm_eps": 1e-6, "pad_windows": True} if kind == "ibot" else {}
+        return config.model_copy(update=own), image_size
     if kind in ("ibot", "msn"):
         config, image_size = _infer_vit(state, None, num_heads)
         rule = {"position_rule": "scale_offset" if kind == "ibot" else "scale"}
@@ -385,7 +386,7 @@ def _departures(name: str, sizes: dict[str, object]) -> dict[str, object]:
 
 
 def _infer_vit(state: State, norm_eps: float | None, num_heads: int | None) -> tuple[ModelConfig, int]:
-    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
+    family, width, patch_size = _vit_embedding(state)
     depth = _depth(state, r"blocks\.(\d+)\.")
     class_token = "cls_token" in state
     positions = state.get("pos_embed")
@@ -399,7 +400,7 @@ def _infer_vit(state: State, norm_eps: float | None, num_heads: int | None) -> t
                 f"{int(class_token)} class token; register tokens need the model's timm name."
             )
     heads = num_heads or _usual_heads(width)
-    name = _preset("vit", width, (depth,), (heads,))
+    name = _preset(family, width, (depth,), (heads,))
     sizes: dict[str, object] = {
         "patch_size": patch_size,
         "embed_dim": width,
@@ -420,6 +421,18 @@ def _infer_vit(state: State, norm_eps: float | None, num_heads: int | None) -> t
         }
     )
     return config, image_size
+
+
+def _vit_embedding(state: State) -> tuple[Family, int, int]:
+    """(family, width, patch size) of a ViT by its patch embedding: a projection, or a stem of halving convolutions."""
+    projection = state.get("patch_embed.proj.weight")
+    if projection is not None:
+        return "vit", projection.shape[0], projection.shape[-1]
+    stem = [tensor for name, tensor in state.items() if re.fullmatch(r"patch_embed\.conv\.\d+\.weight", name)]
+    halving = [tensor for tensor in stem if tensor.ndim == 4 and tensor.shape[-1] == 3]
+    if not halving:
+        raise WeightsError("weights: no patch embedding in the file; is it a part of an encoder only?")
+    return "vit_conv", halving[-1].shape[0], 2 ** len(halving)
 
 
 def _usual_heads(width: int) -> int:
