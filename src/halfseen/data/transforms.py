@@ -83,10 +83,11 @@ def resize(
     image: UInt8[np.ndarray, "H W 3"], height: int, width: int, interpolation: Interpolation, antialias: bool
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The whole of a uint8 [H, W, 3] array (any strides) resampled to uint8 [height, width, 3]."""
-    # One copy of the crop: torch wants it writable and in one piece. (Axes are moved by NumPy, which is quicker at it.)
-    pixels = torch.from_numpy(image.copy()[None].transpose(0, 3, 1, 2))
-    resized = F.interpolate(pixels, size=(height, width), mode=interpolation, antialias=antialias)
-    result: np.ndarray = resized.numpy()[0].transpose(1, 2, 0)
+    pixels = torch.from_numpy(image.copy())  # One copy of the crop: torch wants it writable and in one piece.
+    resized = F.interpolate(
+        pixels[None].permute(0, 3, 1, 2), size=(height, width), mode=interpolation, antialias=antialias
+    )
+    result: np.ndarray = resized[0].permute(1, 2, 0).numpy()
     return result
 
 
