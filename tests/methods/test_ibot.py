@@ -225,6 +225,15 @@ def test_before_the_start_epoch_nothing_is_hidden() -> None:
     assert float(late["hidden_share"]) == pytest.approx(6 / 16) and float(late["loss_patch"]) > 0
 
 
+def test_masks_can_be_looked_at_before_a_run() -> None:
+    masks = build(SWIN, mask=BLOCKS | {"pred_ratio_var": 0.0}).sample_masks(3, seed=1)
+    assert masks.shape == (3, 1, SIZE, SIZE) and torch.equal(masks[..., ::8, ::8], masks[..., 7::8, 7::8])
+    assert 0 < float(masks.float().mean()) <= 0.4
+    assert build(mask=HIGH).sample_masks(3, seed=1) is None
+    assert build(mask={"kind": "block", "pred_ratio": 0}).sample_masks(3, seed=1) is None
+    assert build(lambda2=0, use_masked_im_modeling=False).sample_masks(3, seed=1) is None
+
+
 def test_a_swin_is_masked_on_its_final_grid() -> None:
     method = build(SWIN)
     encoder = method.encoder

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from halfseen.backbones.base import Features
-from halfseen.backbones.build import build_encoder
-from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.weights import Imported, import_checkpoint
 from halfseen.engine.config import OptimizerConfig
 from halfseen.engine.optim import build_optimizer, clip_each_tensor, parameter_groups
 from halfseen.methods.ibot import IBOT, IBOTConfig
@@ -28,12 +27,16 @@ WEIGHTS = 5e-5
 
 
 @pytest.mark.parametrize("path", parity_files("ibot", "train_"))
-def test_training_steps(path: Path) -> None:
+def test_training_steps(path: Path, tmp_path: Path) -> None:
     arrays = load_arrays(path)
     weights = load_file(companion(path.with_suffix(".safetensors"), path.stem, f"{path.stem}_weights"))
-    method = build(arrays, state_of(weights, "init.student."))
+    student = {f"module.{name}": tensor for name, tensor in state_of(weights, "init.student.").items()}
+    torch.save({"student": student, "teacher": state_of(weights, "init.teacher.")}, tmp_path / "checkpoint.pth")
+    image_size, heads = int(arrays["config"][0]), int(arrays["config"][4])
+    found = import_checkpoint(tmp_path / "checkpoint.pth", role="student", image_size=image_size, num_heads=heads)
+    method = build(arrays, found)
     check_names(method, arrays)
-    load_student(method, state_of(weights, "init.student."))
+    load_student(method, found)
     method.start_averages()
     check_weights(method, weights, "init", lr_sum=0.0, tolerance=0.0)
 
@@ -121,21 +124,12 @@ def follow(method: IBOT, momentum: float) -> None:
     method.after_step(Progress(0, 1, 1, 0, 0, 1))
 
 
-def build(arrays: Arrays, student: State) -> IBOT:
+def build(arrays: Arrays, found: Imported) -> IBOT:
     """A method of the recorded sizes and settings."""
-    image_size, patch_size, width, depth, heads, hidden, bottleneck, local_size = arrays["config"].tolist()
+    image_size, _, _, _, _, hidden, bottleneck, local_size = arrays["config"].tolist()
     warm, final, warmup_epochs, epochs = arrays["teacher_temp_args"].tolist()
     patch_warm, patch_final, patch_warmup_epochs, _ = arrays["teacher_patch_temp_args"].tolist()
     assert warmup_epochs == patch_warmup_epochs
-    model = ModelConfig(
-        name="vit_small",
-        patch_size=patch_size,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        mlp_ratio=len(student["backbone.blocks.0.mlp.fc1.weight"]) / width,
-        position_rule="scale_offset",
-    )
     shared = {
         role: "head.last_layer2.weight_v" not in arrays[f"{role}_param_names"].tolist()
         for role in ("student", "teacher")
@@ -148,7 +142,7 @@ def build(arrays: Arrays, student: State) -> IBOT:
         norm_last_layer="head.last_layer.weight_g" not in arrays["param_group_regularized"].tolist(),
         head_hidden_dim=hidden,
         head_bottleneck_dim=bottleneck,
-        head_num_layers=sum(bool(re.fullmatch(r"head\.mlp\.\d+\.weight", name)) for name in student),
+        head_num_layers=sum(bool(re.fullmatch(r"mlp\.\d+\.weight", name)) for name in found.projection_state),
         lambda1=float(arrays["lambda1"]),
         lambda2=float(arrays["lambda2"]),
         pred_start_epoch=int(arrays["mim_start_epoch"]),
@@ -162,7 +156,10 @@ def build(arrays: Arrays, student: State) -> IBOT:
         local_crops_number=int(arrays["n_local"]),
         local_crop_size=local_size,
     )
-    method = IBOT(config, build_encoder(model, image_size), image_size, MEAN, STD).train()
+    encoder = found.build()
+    sizes = [encoder.image_size, encoder.patch_size, encoder.embed_dim, encoder.num_layers, encoder.num_heads]
+    assert sizes == arrays["config"][:5].tolist()
+    method = IBOT(config, encoder, image_size, MEAN, STD).train()
     for epoch in range(int(epochs)):
         assert method.temperature(epoch) == pytest.approx(arrays["teacher_temp_schedule"][epoch], abs=1e-9)
         assert method.patch_temperature(epoch) == pytest.approx(arrays["teacher_patch_temp_schedule"][epoch], abs=1e-9)
@@ -182,13 +179,12 @@ def state_of(weights: State, prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
-def load_student(method: IBOT, state: State) -> None:
-    """A shared last layer stands in the file under both names."""
-    own = method.state_dict()
-    taken = {own_name(name): tensor for name, tensor in state.items() if own_name(name) in own}
-    left = {name.split(".")[1] for name in state if own_name(name) not in own}
-    assert left == ({"last_layer2"} if method.config.shared_head else set())
-    method.load_state_dict({name: tensor.reshape(own[name].shape) for name, tensor in taken.items()}, strict=False)
+def load_student(method: IBOT, found: Imported) -> None:
+    """Encoder, mask token and head of an imported checkpoint."""
+    found.load_into(method.encoder)
+    with torch.no_grad():
+        method.mask_token.copy_(found.mask_token)
+    method.head.load_state_dict(found.projection_state)
 
 
 def check_weights(method: IBOT, weights: State, moment: str, lr_sum: float, tolerance: float = WEIGHTS) -> None:

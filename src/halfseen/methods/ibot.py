@@ -35,7 +35,7 @@ from halfseen.ops.collectives import sum_over_processes
 from halfseen.ops.contrastive import ContrastiveForm, check_pairs, contrastive, select_pairs
 from halfseen.ops.distillation import class_token_loss, patch_token_loss, teacher_probabilities, update_center
 from halfseen.ops.moving_average import pair_by_name, update_average
-from halfseen.ops.patches import patch_grid, repeat_cells
+from halfseen.ops.patches import patch_grid, pixel_mask, repeat_cells
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import torch_generator
 from halfseen.ops.schedules import ibot_cosine, teacher_temperature
@@ -399,6 +399,13 @@ class IBOT(Method):
             for name, parameter in self.named_parameters():
                 if "last_layer" in name:
                     parameter.grad = None
+
+    def sample_masks(self, count: int, seed: int) -> Bool[Tensor, "count 1 S S"] | None:
+        """Masks of a global crop as the loader draws them; None if nothing is hidden, or the teacher must look first."""
+        mask = None if self.masks is None else self.masks.sample(count, seed)
+        if mask is None or not bool(mask.any()):
+            return None
+        return pixel_mask(mask, self.grid, self.encoder.stride)
 
     @torch.no_grad()
     def after_step(self, progress: Progress) -> None:
