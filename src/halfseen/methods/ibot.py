@@ -401,7 +401,7 @@ class IBOT(Method):
                     parameter.grad = None
 
     def sample_masks(self, count: int, seed: int) -> Bool[Tensor, "count 1 S S"] | None:
-        """Masks of a global crop as the loader draws them; None if nothing is hidden, or the teacher must look first."""
+        """Masks of a global crop as the loader draws them; None if none hides, or the teacher must look first."""
         mask = None if self.masks is None else self.masks.sample(count, seed)
         if mask is None or not bool(mask.any()):
             return None
