@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 # One BLAS thread per test process: two processes with two threads each on two cores are ten times slower than one.
 TEST_PROCESSES ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 .PHONY: help demo test lint types unit docs wheel bench clean
 .DEFAULT_GOAL := help
@@ -44,7 +45,7 @@ wheel: $(VENV)/.installed-dev
 	$(BIN)/python scripts/check_wheel.py
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis
