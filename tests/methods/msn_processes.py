@@ -1,4 +1,4 @@
-"""A program for the tests of several processes: `python -m methods.msn_processes FOLDER SCOPE`, one per rank."""
+"""A program for the tests of several processes: `python -m methods.msn_processes FOLDER`, one process per rank."""
 
 import sys
 from pathlib import Path
@@ -27,7 +27,8 @@ def one_step(here: Distributed, scope: str) -> dict[str, torch.Tensor]:
 def main() -> None:
     torch.set_num_threads(1)
     with processes("cpu") as here:
-        torch.save(one_step(here, sys.argv[2]), Path(sys.argv[1]) / f"{here.rank}.pt")
+        for scope in SCOPES:
+            torch.save(one_step(here, scope), Path(sys.argv[1]) / f"{scope}-{here.rank}.pt")
 
 
 if __name__ == "__main__":
