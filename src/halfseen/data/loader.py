@@ -96,22 +96,23 @@ class TrainingWorker:
     def __call__(self, job: Job) -> Stack:
         """Views with the randomness of (seed, epoch, index), so neither the worker nor the order matters."""
         floor = decode_floor(self.plan)
-        samples: list[tuple[np.ndarray, ...]] = []
+        stacks = empty_stacks(self.plan, len(job.indices))
         extras: list[dict[str, np.ndarray]] = []
         labels: list[int] = []
         skipped: list[SkippedFile] = []
-        for index in job.indices.tolist():
+        for row, index in enumerate(job.indices.tolist()):
             image, used, reason = self._read_or_replace(index, floor)
             if reason is not None:
                 skipped.append(SkippedFile(index, self.source.path(index), reason, used))
             generator = numpy_generator(self.seed, "augment", job.epoch, index)
             views = cut_views(image, self.plan, generator)
-            samples.append(views)
+            for stack, view in zip(stacks, views, strict=True):
+                put_planes(view, stack[row])  # At once, while the view is in the cache.
             labels.append(int(self.source.labels[used]))
             if self.plan.extras is not None:
                 extras.append(self.plan.extras(views, generator))
         return Stack(
-            views=tuple(stack_images(same_view) for same_view in zip(*samples, strict=True)),
+            views=stacks,
             indices=job.indices,
             labels=np.array(labels, dtype=np.int64),
             extras={name: np.stack([extra[name] for extra in extras]) for name in (extras[0] if extras else ())},
@@ -185,12 +186,22 @@ class EvaluationWorker:
         return int(REDUCING_GAP * side)
 
 
+def empty_stacks(plan: ViewPlan, count: int) -> tuple[UInt8[np.ndarray, "B 3 _ _"], ...]:
+    """Room for the views of `count` images: uint8 [count, 3, size, size] for each view of the plan."""
+    return tuple(np.empty((count, 3, spec.size, spec.size), np.uint8) for spec in plan.views for _ in range(spec.count))
+
+
+def put_planes(image: UInt8[np.ndarray, "H W 3"], planes: UInt8[np.ndarray, "3 H W"]) -> None:
+    """Copy a picture to its place in a stack, channels first."""
+    cv2.split(image, list(planes))  # Five times as fast as a transposed copy.
+
+
 def stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "B 3 H W"]:
     """Pictures of one size, channels first."""
     height, width = images[0].shape[:2]
     stacked = np.empty((len(images), 3, height, width), np.uint8)
     for image, planes in zip(images, stacked, strict=True):
-        cv2.split(image, list(planes))  # Five times as fast as a transposed copy.
+        put_planes(image, planes)
     return stacked
 
 

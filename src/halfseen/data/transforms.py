@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 
-from halfseen.data.photometric import apply_changes, draw_changes
+from halfseen.data.photometric import Changes, apply_changes, draw_changes
 from halfseen.types import ViewPlan, ViewSpec
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -107,12 +107,15 @@ def cut_views(
     Returns:
         uint8 [size, size, 3] for each view; a spec with count n gives n of them.
     """
-    return tuple(_cut_view(image, spec, generator) for spec in plan.views for _ in range(spec.count))
+    # All crops before all colours: with two global and ten local views the image then stays in the processor's cache.
+    cut = [_cut_view(image, spec, generator) for spec in plan.views for _ in range(spec.count)]
+    return tuple(view if changes is None else apply_changes(view, changes) for view, changes in cut)
 
 
 def _cut_view(
     image: UInt8[np.ndarray, "H W 3"], spec: ViewSpec, generator: np.random.Generator
-) -> UInt8[np.ndarray, "S S 3"]:
+) -> tuple[UInt8[np.ndarray, "S S 3"], Changes | None]:
+    """A view with its own colours, and what is to be done to them."""
     box = random_crop_box(image.shape[0], image.shape[1], spec.crop_scale, spec.crop_ratio, generator)
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     view = resize(crop, spec.size, spec.size, spec.interpolation, spec.antialias)
@@ -120,7 +123,7 @@ def _cut_view(
     flip = _FLIPS[turn_over < spec.vflip, mirror < spec.hflip]
     if flip is not None:
         view = cv2.flip(view, flip)
-    return view if spec.colour is None else apply_changes(view, draw_changes(spec.colour, generator))
+    return view, None if spec.colour is None else draw_changes(spec.colour, generator)
 
 
 def deterministic_view(
