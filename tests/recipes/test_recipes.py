@@ -243,6 +243,7 @@ def test_kamim_and_its_baseline_have_the_original_numbers(name: str) -> None:
     [
         ("kamim_vit_tiny_imagenet1k_110ep", "method.decay=matrices"),
         ("simmim_swin_tiny_imagenet1k_110ep_kamimprotocol", "method.decay_exclude_position_bias=true"),
+        ("msn_vit_small_imagenet1k_800ep", "method.decay_exclude_tokens=true"),
     ],
 )
 def test_a_methods_own_decay_setting_is_never_overruled_in_silence(name: str, override: str) -> None:

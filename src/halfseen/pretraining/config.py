@@ -57,7 +57,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _decay_settings_have_an_effect(self) -> "RunConfig":
         if self.train.optimizer.decay_all:
-            for key in ("decay", "decay_exclude_position_bias"):
+            for key in ("decay", "decay_exclude_position_bias", "decay_exclude_tokens"):
                 field = type(self.method).model_fields.get(key)
                 value = getattr(self.method, key, None)
                 if field is not None and value != field.default:
