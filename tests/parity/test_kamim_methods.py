@@ -12,6 +12,7 @@ from halfseen.masking.random import CellGrid
 from halfseen.methods.kamim import KAMIM, KAMIMConfig
 from halfseen.ops.pixels import normalise
 from halfseen.targets.keypoints import DENSITY_KEY, keypoint_density, keypoint_map
+from halfseen.types import GroupKey
 from parity.discovery import load_arrays, parity_files, state_under
 from parity.reference_names import ReferenceNames, global_norm, gradients, load_method
 
@@ -81,7 +82,7 @@ def test_losses_gradients_and_two_updates(path: Path, tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(
         method.parameters(), lr=setting["lr"], betas=setting["betas"], weight_decay=setting["weight_decay"]
     )
-    assert all(method.parameter_group(name, p) == (True, 1.0, "") for name, p in method.named_parameters())
+    assert all(method.parameter_group(name, p) == GroupKey(decay=True) for name, p in method.named_parameters())
     for step, recorded_loss in enumerate(arrays["loss_per_step"].tolist()):
         out = method.compare(images, hidden_cells, extras)
         assert float(out.loss.detach()) == pytest.approx(recorded_loss, rel=1e-5)

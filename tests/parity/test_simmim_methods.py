@@ -16,6 +16,7 @@ from halfseen.masking.random import hidden_by_topk
 from halfseen.methods.simmim import SimMIM, SimMIMConfig
 from halfseen.ops.patches import gather_tokens, unpatchify
 from halfseen.targets.pixels import pixel_target
+from halfseen.types import GroupKey
 from parity.discovery import load_arrays, parity_files, state_under
 from parity.reference_names import ReferenceNames, global_norm, gradients, load_method
 
@@ -184,7 +185,7 @@ def test_parameter_groups_of_pre_training(path: Path, family: str) -> None:
     assert len(rates) == 1 and all(group["lr_scale"] is None for group in groups)
     for group in groups:
         for name in set(group["params"]) - {"encoder.absolute_pos_embed"}:
-            assert ours[name] == (group["weight_decay"] > 0, 1.0, ""), name
+            assert ours[name] == GroupKey(decay=group["weight_decay"] > 0), name
 
     mended = SimMIM(SimMIMConfig(mask_cell_size=None, decay_exclude_position_bias=True), encoder, image_size, MEAN, STD)
     changed = {
