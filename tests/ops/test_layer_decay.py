@@ -8,6 +8,7 @@ from halfseen.ops.layer_decay import (
     vit_finetune_group,
     vit_layer_id,
 )
+from halfseen.types import GroupKey
 
 
 def test_ids_of_a_vit() -> None:
@@ -26,8 +27,8 @@ def test_ids_of_a_swin_in_timm_naming() -> None:
 
 def test_scales_fall_by_the_decay_from_head_to_embedding() -> None:
     assert layer_decay_scales(2, 0.5) == (0.125, 0.25, 0.5, 1.0)
-    assert vit_finetune_group("head.weight", 2, depth=12, layer_decay=0.75) == (True, 1.0, "")
-    assert vit_finetune_group("cls_token", 3, depth=2, layer_decay=0.5) == (False, 0.125, "")
+    assert vit_finetune_group("head.weight", 2, depth=12, layer_decay=0.75) == GroupKey(decay=True)
+    assert vit_finetune_group("cls_token", 3, depth=2, layer_decay=0.5) == GroupKey(decay=False, lr_scale=0.125)
     group = swin_finetune_group("layers.1.blocks.0.attn.qkv.weight", 2, depths=(1, 1), layer_decay=0.5)
     assert (group.decay, group.lr_scale) == (True, pytest.approx(0.5))
 
