@@ -41,13 +41,25 @@ def test_the_length_of_rows_is_learned_only_where_it_is_asked_for(fixed: bool, c
     assert len(learned) == count
 
 
-@pytest.mark.parametrize("norm", ["bn", "syncbn", "ln"])
+@pytest.mark.parametrize("norm", ["bn", "syncbn", "csyncbn", "ln"])
 def test_a_norm_moves_the_names_of_the_layers_and_takes_any_tokens(norm: str) -> None:
     built = head(norm=norm)
     assert {name.split(".")[1] for name in built.state_dict() if name.startswith("mlp.")} == {"0", "1", "3", "4", "6"}
+    again = head(norm=norm)
     tokens = torch.randn(4, 5, 8)
-    torch.testing.assert_close(built.bottleneck(tokens).flatten(0, 1),
-                               built.bottleneck(tokens.flatten(0, 1)))  # fmt: skip
+    torch.testing.assert_close(built.bottleneck(tokens).flatten(0, 1), again.bottleneck(tokens.flatten(0, 1)))
+
+
+def test_centring_subtracts_the_mean_of_earlier_rows_only() -> None:
+    built = head(norm="csyncbn")
+    centring, tokens = built.mlp[1], torch.randn(20, 16) + 3
+    torch.testing.assert_close(centring(tokens), tokens)  # the running mean is still 0
+    torch.testing.assert_close(centring.running_mean, 0.1 * tokens.mean(dim=0))
+    torch.testing.assert_close(centring(tokens), tokens - 0.1 * tokens.mean(dim=0))
+    assert set(centring.state_dict()) == set(torch.nn.BatchNorm1d(16).state_dict())
+    settled = centring.eval().running_mean.clone()
+    centring(tokens).sum().backward()
+    assert torch.equal(centring.running_mean, settled) and centring.weight.grad is not None
 
 
 def test_without_a_bottleneck_the_mlp_gives_the_outputs() -> None:

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from halfseen.backbones.batch_norm import CrossProcessBatchNorm
+from halfseen.ops.collectives import sum_over_processes
 
-HeadNorm = Literal["bn", "syncbn", "ln"]
+HeadNorm = Literal["bn", "syncbn", "csyncbn", "ln"]
 Activation = Literal["gelu", "relu", "silu"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
@@ -53,7 +54,8 @@ class DistillationHead(nn.Module):
         out_dim: outputs K for class tokens.
         patch_out_dim: outputs K2 for patches, from a layer of their own; None = patches share the class tokens' layer.
         hidden_dim, bottleneck_dim, num_layers: of the MLP; bottleneck_dim 0 makes its last layer the output itself.
-        norm: between its layers: bn (statistics of this process), syncbn (of all processes) or ln.
+        norm: between its layers: bn (statistics of this process), syncbn (of all processes), csyncbn (a running mean
+            of all processes is subtracted, nothing is divided) or ln.
         activation: between its layers.
         norm_last_layer: keep the rows of the last layers at length 1.
     Source: iBOT, arXiv 2111.07832; DINO, arXiv 2104.14294; official code.
@@ -148,4 +150,26 @@ class _RowSyncBatchNorm(CrossProcessBatchNorm):
         return super().forward(input.flatten(0, -2)).reshape(input.shape)
 
 
-_NORMS: dict[str, Callable[[int], nn.Module]] = {"bn": _RowBatchNorm, "syncbn": _RowSyncBatchNorm, "ln": nn.LayerNorm}
+class _RowCentering(CrossProcessBatchNorm):
+    """Rows minus a running mean, scaled and shifted; the mean then moves towards that of these rows.
+
+    Names in the state dict are batch norm's own; the running variance plays no part and stays 1.
+    """
+
+    def forward(self, input: Float[Tensor, "*rows C"]) -> Float[Tensor, "*rows C"]:
+        centred = torch.addcmul(self.bias, input - self.running_mean, self.weight)
+        if self.training:
+            with torch.no_grad():
+                rows = input.flatten(0, -2).float()
+                sums = sum_over_processes(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
+                self.running_mean.lerp_(sums[:-1] / sums[-1], self.momentum)
+                self.num_batches_tracked.add_(1)
+        return centred
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "bn": _RowBatchNorm,
+    "syncbn": _RowSyncBatchNorm,
+    "csyncbn": _RowCentering,
+    "ln": nn.LayerNorm,
+}

@@ -88,8 +88,8 @@ class IBOTConfig(BaseModel):
     )
     norm_in_head: HeadNorm | None = Field(
         None,
-        description="norm between the layers of the head: bn (batch of this process), syncbn (of all processes), ln; "
-        "null = none",
+        description="norm between the layers of the head: bn (batch of this process), syncbn (of all processes), "
+        "csyncbn (only subtracts a running mean of all processes), ln; null = none",
     )
     act_in_head: Activation = Field("gelu", description="activation between the layers of the head: gelu, relu, silu")
     head_hidden_dim: int = Field(2048, ge=1, description="width of the head's hidden layers")
