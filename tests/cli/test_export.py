@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 import torch
 
-from halfseen.backbones.weights import load_encoder
+from halfseen.backbones.build import build_encoder
+from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.weights import export_encoder, load_encoder
 from halfseen.cli.main import run
 
 
@@ -27,6 +30,22 @@ def test_the_printed_lines_load_it_in_timm(trained_run, tmp_path, monkeypatch, c
     about = json.loads((tmp_path / "exported" / "encoder.json").read_text())
     assert about["role"] == "student"
     assert about["normalisation"] == json.loads((trained_run / "encoder.json").read_text())["normalisation"]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_either_encoder_of_a_run_with_a_teacher(tmp_path, role):
+    """A finished run's folder holds the teacher as its main encoder and the student beside it."""
+    encoders = {}
+    for seed, (own, stem) in enumerate((("teacher", "encoder"), ("student", "encoder_student"))):
+        torch.manual_seed(seed)
+        encoders[own] = build_encoder(ModelConfig(name="vit_tiny", embed_dim=192, depth=1), 32)
+        export_encoder(encoders[own], tmp_path / "run", mean=(0.5,) * 3, std=(0.5,) * 3, role=own, stem=stem)
+    assert run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--role", role]) == 0
+    found = load_encoder(tmp_path / "out")
+    assert found.role == role
+    assert torch.equal(found.encoder.trunk.cls_token, encoders[role].trunk.cls_token)
+    assert run(["export", str(tmp_path / "run"), "--out", str(tmp_path / "out2")]) == 0
+    assert load_encoder(tmp_path / "out2").role == "teacher"
 
 
 def test_another_size_resizes_positions(trained_run, tmp_path):

@@ -1,5 +1,6 @@
 """`halfseen import` through the real entry point: a checkpoint in MAE's layout, and files that are refused."""
 
+import argparse
 import os
 
 import pytest
@@ -34,6 +35,48 @@ def test_official_weights_come_in_with_a_key_report(tmp_path, capsys):
     with torch.no_grad():
         expected = model.forward_features(images)
         torch.testing.assert_close(encoder.encode(images).patches, expected[:, 1:], rtol=0, atol=1e-5)
+
+
+def ibot_checkpoint(path):
+    """Both networks as iBOT stores them: the student inside DDP's wrapper, the settings beside them."""
+    torch.manual_seed(0)
+    networks = {}
+    for role, wrapper in (("student", "module."), ("teacher", "")):
+        model = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=1, num_heads=3, num_classes=0)
+        state = {f"{wrapper}backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+        state |= {f"{wrapper}head.mlp.{layer}.bias": torch.ones(4) for layer in (0, 2, 4)}
+        networks[role] = (model.eval(), state)
+    networks["student"][1]["module.backbone.masked_embed"] = torch.zeros(1, 192)
+    states = {role: state for role, (_, state) in networks.items()}
+    torch.save(states | {"args": argparse.Namespace(arch="vit_tiny"), "epoch": 1}, path)
+    return {role: model for role, (model, _) in networks.items()}
+
+
+@pytest.mark.parametrize(("words", "role", "other"), [
+    ([], "teacher", "student"), (["--role", "student"], "student", "teacher"),
+])  # fmt: skip
+def test_either_network_of_a_file_with_two(tmp_path, capsys, words, role, other):
+    models = ibot_checkpoint(tmp_path / "checkpoint.pth")
+    assert run(["import", str(tmp_path / "checkpoint.pth"), "--out", str(tmp_path / "out"), *words]) == 0
+    printed = capsys.readouterr().out
+    assert "Kind: ibot" in printed
+    assert f"Role: {role}; --role {other} takes the other network" in printed
+    assert "missing: 0\nunexpected: 0" in printed
+    assert "head: 3\n  mlp.0.bias\n" in printed
+    assert ("The mask token" in printed) == (role == "student")
+    loaded = load_encoder(tmp_path / "out", role)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = models[role].forward_features(images)
+        torch.testing.assert_close(loaded.encoder.eval().encode(images).patches, expected[:, 1:], rtol=0, atol=1e-5)
+
+
+def test_roles_that_are_not_there_are_sentences(tmp_path, capsys):
+    mae_checkpoint(tmp_path / "mae.pth")
+    for role, sentence in (("teacher", "one network only"), ("momentum", "Known: student, teacher")):
+        assert run(["import", str(tmp_path / "mae.pth"), "--out", str(tmp_path / "out"), "--role", role]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_larger_size_names_what_was_resized(tmp_path, capsys):

@@ -28,7 +28,8 @@ def test_outputs_and_trainable_parameters(path: Path) -> None:
     flavours = sorted({name.split(".")[0] for name in weights})
     assert flavours
     for flavour in flavours:
-        own = {f"head.{name.removeprefix(flavour + '.')}": w for name, w in weights.items() if name.startswith(flavour)}
+        prefix = f"{flavour}."
+        own = {f"head.{name.removeprefix(prefix)}": w for name, w in weights.items() if name.startswith(prefix)}
         state = take_apart(own, "ibot").projection
         trainable = arrays[f"{flavour}_trainable"].tolist()
         separate = "last_layer2.weight_v" in state

@@ -20,8 +20,8 @@ from halfseen.backbones.beit import BeitEncoder
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.swin import SwinEncoder
-from halfseen.backbones.weights_names import KINDS, Kind, State, detect_kind, infer_model, take_apart
-from halfseen.backbones.weights_read import Role, read_tensors
+from halfseen.backbones.weights_names import KINDS, Kind, State, detect_kind, infer_model, own_roles, take_apart
+from halfseen.backbones.weights_read import ROLES, Role, read_tensors
 from halfseen.errors import ConfigError, ShapeError, WeightsError
 from halfseen.ops.bias_tables import resize_bias_table, table_side
 from halfseen.ops.positions import PositionRule, resize_positions
@@ -64,11 +64,12 @@ class Imported:
     Attributes:
         kind: which code wrote it.
         encoder_state: timm's names, shapes as in the file.
-        mask_token: the encoder's, where there is one (MAE's belongs to its decoder).
+        mask_token: the encoder's, where there is one (MAE's belongs to its decoder, iBOT's to the student).
         decoder_state: names of the decoder in `backbones.decoders`.
         head_state: a classifier's head, timm's names.
         projection_state: the head of iBOT, DINO or MSN, names of `backbones.heads`; MSN's prototypes too.
-        role: which network of a file with a student and a teacher; None where there is one.
+        role: which of a student and a teacher it is; None where the file doesn't tell them apart.
+        roles: all that the file holds.
         config, image_size: the model that fits it.
         report: what became of its tensors when fitted to that model.
         origin: the file.
@@ -85,6 +86,7 @@ class Imported:
     origin: str
     projection_state: State = field(default_factory=dict)
     role: Role | None = None
+    roles: tuple[Role, ...] = ()
 
     def build(self, image_size: int | None = None) -> Encoder:
         """The encoder with these weights, positions resized to `image_size` if given."""
@@ -126,7 +128,7 @@ class LoadedEncoder:
     Attributes:
         mean, std: of the pixels in [0, 1], per colour.
         image_size: side in pixels for which it was built.
-        role: "student", "teacher", or "imported".
+        role: "student" or "teacher"; "imported" where a foreign file doesn't tell, "random" without weights.
         origin: where it came from, for results and messages.
         report: what became of the tensors of a foreign file; None for our own.
     """
@@ -216,7 +218,7 @@ def import_checkpoint(
     image_size: int | None = None,
     num_heads: int | None = None,
     model: ModelConfig | None = None,
-    role: Role | None = None,
+    role: str | None = None,
 ) -> Imported:
     """Read a checkpoint of SimMIM, ViNy, MAE, KAMIM, iBOT, AttMask, DINO, MSN, timm or our own.
 
@@ -229,14 +231,23 @@ def import_checkpoint(
         model: the whole configuration, instead of what the shapes tell.
         role: "student" or "teacher" of a file that holds both; None = the teacher.
     Raises:
-        WeightsError: an unreadable or unsafe file, no known layout, shapes that don't fit.
+        WeightsError: an unreadable or unsafe file, no known layout, shapes that don't fit, a role that isn't there.
     """
     path = Path(path)
     if kind is not None and kind not in KINDS:
         raise WeightsError(f"kind: unknown {kind!r}. Known: {', '.join(get_args(Kind))}.")
-    state = read_tensors(path, role)
-    found = detect_kind(state) if kind is None else next(known for known in KINDS if known == kind)
-    parts = take_apart(state, found)
+    if role is not None and role not in ROLES:
+        raise WeightsError(f"role: unknown {role!r}. Known: {', '.join(ROLES)}.")
+    wanted = next((known for known in ROLES if known == role), None)
+    content = read_tensors(path, wanted)
+    state = content.tensors
+    found = detect_kind(state, content.family) if kind is None else next(known for known in KINDS if known == kind)
+    roles = own_roles(state) if found == "halfseen" else content.roles
+    if wanted is not None and wanted not in roles:
+        what = f"only a {roles[0]}" if roles else "one network only and no student beside a teacher: leave role out"
+        raise WeightsError(f"role: {str(path)!r} has no {role}, {what}.")
+    chosen = wanted or (roles[0] if roles else None)
+    parts = take_apart(state, found, chosen)
     config, native_size = infer_model(parts, found, num_heads) if model is None else (model, image_size or 224)
     imported = Imported(
         kind=found,
@@ -249,7 +260,8 @@ def import_checkpoint(
         report=KeyReport(ignored=tuple(sorted(parts.ignored))),
         origin=str(path),
         projection_state=parts.projection,
-        role=role,
+        role=chosen,
+        roles=roles,
     )
     empty = build_encoder(config, imported.image_size, device="meta")
     _, report = fit_state(imported.encoder_state, empty.trunk, config.position_rule)
@@ -344,10 +356,10 @@ def load_encoder(
     json_path = path.with_suffix(".json")
     if path.suffix == ".json" or (path.suffix == ".safetensors" and json_path.is_file()):
         return _load_exported(json_path, role, image_size)
-    known: Role | None = "student" if role == "student" else "teacher" if role == "teacher" else None
-    imported = import_checkpoint(path, image_size=image_size, num_heads=num_heads, role=known)
+    imported = import_checkpoint(path, image_size=image_size, num_heads=num_heads, role=role)
     encoder = imported.build()
-    return LoadedEncoder(encoder, IMAGENET_MEAN, IMAGENET_STD, encoder.image_size, "imported", text, imported.report)
+    own_role = imported.role or "imported"
+    return LoadedEncoder(encoder, IMAGENET_MEAN, IMAGENET_STD, encoder.image_size, own_role, text, imported.report)
 
 
 def _load_timm(text: str, image_size: int | None, pretrained: bool) -> LoadedEncoder:
@@ -395,7 +407,7 @@ def _load_folder(folder: Path, role: str | None, image_size: int | None) -> Load
 
 def _load_unfinished(folder: Path, checkpoint: Path, role: str | None, image_size: int | None) -> LoadedEncoder:
     content = yaml.safe_load((folder / "config.yaml").read_text())
-    state = read_tensors(checkpoint)
+    state = read_tensors(checkpoint).tensors
     if role is None:  # Where there is a teacher it is what the run will export as its main encoder.
         role = "teacher" if any(name.startswith("teacher.trunk.") for name in state) else "student"
     prefix = "teacher.trunk." if role == "teacher" else "encoder.trunk."
@@ -426,7 +438,7 @@ def _load_exported(json_path: Path, role: str | None, image_size: int | None) ->
         raise WeightsError(f"encoder: {str(json_path)!r} has format {version}, this version reads {FORMAT_VERSION}.")
     if role is not None and role != own_role:
         raise WeightsError(f"role: {str(json_path)!r} is the {own_role!r} encoder, not {role!r}.")
-    state = read_tensors(weights_path)
+    state = read_tensors(weights_path).tensors
     if _sha256(weights_path) != sha:
         raise WeightsError(
             f"encoder: {str(weights_path)!r} is not the file that {json_path.name} describes (sha256 differs); export "

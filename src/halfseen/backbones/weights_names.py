@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halfseen.backbones.config import PRESETS, VINY_HEAD_DIM, Family, ModelConfig
+from halfseen.backbones.weights_read import PROTOTYPES, Role
 from halfseen.errors import WeightsError
 
 Kind = Literal[
@@ -52,9 +53,11 @@ class Parts:
     ignored: list[str] = field(default_factory=list)
 
 
-def detect_kind(names: Iterable[str]) -> Kind:
+def detect_kind(names: Iterable[str], family: Kind | None = None) -> Kind:
     """Which code wrote a checkpoint, by the names of its tensors.
 
+    Args:
+        family: whose layout the file around them has, where it holds a student and a teacher.
     Raises:
         WeightsError: none that is known.
     """
@@ -67,6 +70,9 @@ def detect_kind(names: Iterable[str]) -> Kind:
         return "msn"
     if any(name == "masked_embed" or name.startswith(("head.mlp.", "head.last_layer")) for name in plain):
         return "ibot"
+    embedding = {name for name in plain if name.startswith("patch_embed.")}
+    if (embedding and family) or embedding - known:  # the latter stood in the file as `backbone.patch_embed...`
+        return family or "ibot"
     if "to_patch_embedding.1.weight" in bare:
         return "viny"
     if any(".embeddings.patch_embeddings." in name for name in known):
@@ -79,14 +85,28 @@ def detect_kind(names: Iterable[str]) -> Kind:
         )
     if "layers.0.blocks.0.attn.qkv.weight" in bare:
         official = any(name.startswith("layers.0.downsample.") for name in bare) or bare != known
+        if official and bare == known and _stores_no_shift_mask(known):
+            return "ibot"
         return "simmim_swin" if official else "timm"
     if "blocks.0.attn.q_bias" in bare or "rel_pos_bias.relative_position_bias_table" in bare:
         return "simmim_vit"
     return "mae" if "decoder_embed.weight" in bare else "timm"
 
 
-def take_apart(state: State, kind: Kind) -> Parts:
-    """Sort a checkpoint's tensors into `Parts`, under our names."""
+def _stores_no_shift_mask(known: set[str]) -> bool:
+    """Of official Swins, iBOT's encoder alone keeps index tables and has no masks beside them."""
+    shifted = any(re.fullmatch(r"layers\.\d+\.blocks\.1\.attn\.relative_position_index", name) for name in known)
+    return shifted and not any(name.endswith(".attn_mask") or name.startswith("head.") for name in known)
+
+
+def take_apart(state: State, kind: Kind, role: Role | None = None) -> Parts:
+    """Sort a checkpoint's tensors into `Parts`, under our names.
+
+    Args:
+        role: which network of a run's own checkpoint; elsewhere `state` is that of one network.
+    """
+    if kind == "halfseen":
+        return _take_own(state, role)
     return {
         "simmim_vit": _take_simmim,
         "simmim_swin": _take_simmim,
@@ -96,7 +116,6 @@ def take_apart(state: State, kind: Kind) -> Parts:
         "kamim_swin": _take_kamim,
         "ibot": _take_ibot,
         "msn": _take_msn,
-        "halfseen": _take_own,
         "timm": _take_timm,
     }[kind](state)
 
@@ -287,7 +306,7 @@ def _take_msn(state: State) -> Parts:
     parts = Parts()
     for full, tensor in state.items():
         name = _without_wrappers(full)
-        if name == "prototypes":
+        if name == PROTOTYPES:
             parts.projection[name] = tensor
         elif name.startswith("fc."):
             parts.projection[name.removeprefix("fc.")] = tensor
@@ -296,16 +315,26 @@ def _take_msn(state: State) -> Parts:
     return parts
 
 
-def _take_own(state: State) -> Parts:
+def own_roles(names: Iterable[str]) -> tuple[Role, ...]:
+    """The networks in a run's own checkpoint, the main one first."""
+    return ("teacher", "student") if any(name.startswith("teacher.trunk.") for name in names) else ("student",)
+
+
+def _take_own(state: State, role: Role | None) -> Parts:
     parts = Parts()
+    teacher = (role or own_roles(state)[0]) == "teacher"
+    trunk = r"^teacher\.trunk\." if teacher else r"^(encoder\.)?trunk\."
+    head = "teacher_head." if teacher else "head."
     for full, tensor in state.items():
-        name = re.sub(r"^(encoder\.)?trunk\.", "", full)
+        name = re.sub(trunk, "", full)
         if name != full:
             parts.encoder[name] = tensor
         elif full == "mask_token":
             parts.mask_token = tensor
         elif full.startswith("decoder."):
             parts.decoder[full.removeprefix("decoder.")] = tensor
+        elif full.startswith(head) or full == PROTOTYPES:
+            parts.projection[full.removeprefix(head)] = tensor
         else:
             parts.ignored.append(full)
     return parts

@@ -1,12 +1,9 @@
 """`halfseen import`: official weights in, with what became of every tensor."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from halfseen.backbones.weights_read import Role
 
 SHOWN = 20
 
@@ -40,16 +37,13 @@ def command(
     from halfseen.backbones.weights import export_encoder, import_checkpoint
     from halfseen.cli.export import loading_lines
     from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
-    from halfseen.errors import ConfigError
 
-    network: Role | None = None
-    if role is not None:
-        if role not in ("student", "teacher"):
-            raise ConfigError(f"--role: got '{role}', expected student or teacher.")
-        network = "student" if role == "student" else "teacher"
-    imported = import_checkpoint(file, kind, image_size=image_size, num_heads=num_heads, role=network)
+    imported = import_checkpoint(file, kind, image_size=image_size, num_heads=num_heads, role=role)
     encoder = imported.build()
     typer.echo(f"Kind: {imported.kind}; {imported.config.name}, {encoder.image_size} px, {encoder.num_layers} blocks")
+    if imported.role is not None:
+        others = [other for other in imported.roles if other != imported.role]
+        typer.echo(f"Role: {imported.role}" + (f"; --role {others[0]} takes the other network" if others else ""))
     for word, names in imported.report._asdict().items():
         typer.echo(f"{word}: {len(names)}")
         for name in names[:SHOWN]:
@@ -69,7 +63,12 @@ def command(
     if imported.mask_token is not None:
         typer.echo("The mask token has no place in the encoder; `pretrain init=FILE` can use it.")
     weights = export_encoder(
-        encoder, out, mean=IMAGENET_MEAN, std=IMAGENET_STD, role="imported", extra={"origin": str(file)}
+        encoder,
+        out,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        role=imported.role or "imported",
+        extra={"origin": str(file)},
     )
     typer.echo(f"Written: {weights} and {weights.with_suffix('.json')}, normalised like ImageNet")
     typer.echo(loading_lines(weights))

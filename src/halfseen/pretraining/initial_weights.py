@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from torch import Tensor
+
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.weights import Imported, fit_state, import_checkpoint, load_encoder
 from halfseen.errors import WeightsError
@@ -14,7 +16,9 @@ logger = logging.getLogger(__name__)
 def load_initial_weights(method: Method, init: str) -> None:
     """Put the weights of `init` into a method: the encoder always; mask token, decoder, head where the file has them.
 
-    A teacher starts as its student does, as at the first step of a run.
+    Of a file with a student and a teacher it is the teacher's weights that go into the method's student, with the
+    student's mask token, for a teacher has none. The method's teacher starts as its student does, as at the first step
+    of a run.
 
     Positions and bias tables are resized to the method's image size; what became of each key is logged.
 
@@ -33,7 +37,7 @@ def load_initial_weights(method: Method, init: str) -> None:
     encoder.trunk.load_state_dict(fitted, strict=False)
     logger.info("Started from '%s': encoder loaded (%s)", init, report)
     if foreign is not None:
-        _load_rest(method, foreign)
+        _load_rest(method, foreign, _mask_token(method, foreign))
     method.start_averages()
 
 
@@ -46,14 +50,23 @@ def _read_foreign(init: str, encoder: Encoder) -> Imported | None:
     return import_checkpoint(path, image_size=encoder.image_size, model=encoder.config)
 
 
-def _load_rest(method: Method, foreign: Imported) -> None:
+def _mask_token(method: Method, foreign: Imported) -> Tensor | None:
+    """The file's mask token, if the method has a place for one: that of its student beside a teacher without one."""
+    if foreign.mask_token is None and "student" in foreign.roles and "mask_token" in method.state_dict():
+        return import_checkpoint(
+            foreign.origin, foreign.kind, image_size=foreign.image_size, model=foreign.config, role="student"
+        ).mask_token
+    return foreign.mask_token
+
+
+def _load_rest(method: Method, foreign: Imported, mask_token: Tensor | None) -> None:
     """Mask token and decoder, as far as names and shapes are the method's own; the others start fresh."""
     offered = {f"decoder.{name}": tensor for name, tensor in foreign.decoder_state.items()}
     offered |= {
         name if name == "prototypes" else f"head.{name}": tensor for name, tensor in foreign.projection_state.items()
     }
-    if foreign.mask_token is not None:
-        offered["mask_token"] = foreign.mask_token
+    if mask_token is not None:
+        offered["mask_token"] = mask_token
     own = method.state_dict()
     if "mask_token" in offered and "mask_token" in own and offered["mask_token"].numel() == own["mask_token"].numel():
         offered["mask_token"] = offered["mask_token"].reshape(own["mask_token"].shape)  # ViNy keeps a bare vector.
