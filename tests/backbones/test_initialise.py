@@ -10,6 +10,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.decoders import LinearPatchDecoder, MAEDecoder, PixelShuffleDecoder
+from halfseen.backbones.heads import DistillationHead, MSNHead
 from halfseen.errors import ConfigError
 
 VIT = ModelConfig(name="vit_tiny", patch_size=8, embed_dim=64, depth=3, num_heads=4)
@@ -111,3 +112,70 @@ def test_viny_has_unit_normal_tokens_and_default_layers() -> None:
     weight = encoder.blocks[0].mlp.fc1.weight
     assert 0.97 / 8 < weight.abs().max() <= 1 / 8  # uniform within 1 / sqrt(64)
     assert decoder.bias.any()
+
+
+STEM = ModelConfig(name="vitc_4gf", patch_size=8, embed_dim=64, depth=1, num_heads=2)
+
+
+def scrambled(*modules: nn.Module) -> None:
+    """Leave nothing of what the framework has put there."""
+    with torch.no_grad():
+        for module in modules:
+            for tensor in module.state_dict().values():
+                tensor.fill_(7)
+
+
+@pytest.mark.parametrize("config", [VIT, SWIN])
+@pytest.mark.parametrize("norm", [None, "bn", "syncbn", "csyncbn", "ln"])
+def test_ibot_is_truncated_normal_but_for_patch_projection_and_last_layers(
+    config: ModelConfig, norm: str | None
+) -> None:
+    runs = []
+    for _ in range(2):
+        encoder = build_encoder(config, 32)
+        head = DistillationHead(64, 300, 200, hidden_dim=128, bottleneck_dim=64, norm=norm)
+        mask_token = nn.Parameter(torch.ones(1, encoder.mask_dim))
+        scrambled(encoder, head)
+        initialise.init_ibot(encoder, head, mask_token, torch.Generator().manual_seed(3))
+        runs.append({**encoder.state_dict(), **head.state_dict(prefix="head.")})
+    buffers = ("relative_position_index", "attn_mask")
+    for name, tensor in runs[0].items():
+        assert torch.equal(tensor, runs[1][name]), name
+        assert name.endswith(buffers) or not (tensor == 7).any(), f"{name} is not initialised"
+    assert not mask_token.any()
+    drawn = [encoder.blocks[0].mlp.fc1.weight, head.mlp[0].weight, head.mlp[-1].weight]
+    if config is VIT:
+        drawn += [encoder.trunk.pos_embed, encoder.trunk.cls_token]
+    else:
+        drawn += [encoder.blocks[0].attn.relative_position_bias_table]
+    for tensor in drawn:
+        assert 0.012 < tensor.std() < 0.028
+    assert drawn[0].abs().max() > 0.05, "cut at the absolute value 2, hence not at all"
+    assert not head.mlp[0].bias.any() and not encoder.blocks[0].attn.qkv.bias.any()
+    projection = encoder.trunk.patch_embed.proj
+    bound = 1 / math.sqrt(projection.weight[0].numel())
+    assert 0.97 * bound < projection.weight.abs().max() <= bound and projection.bias.any()
+    for layer in (head.last_layer, head.last_layer2):
+        assert 0.97 / 8 < layer.weight_v.abs().max() <= 1 / 8 and layer.weight_v.std() > 0.9 / 8 / math.sqrt(3)
+        assert (layer.weight_g == 1).all()
+    assert not torch.equal(head.last_layer.weight_v[:200], head.last_layer2.weight_v)
+
+
+@pytest.mark.parametrize("config", [VIT, STEM])
+def test_msn_draws_convolutions_by_their_inputs(config: ModelConfig) -> None:
+    runs = []
+    for _ in range(2):
+        encoder, head, prototypes = build_encoder(config, 32), MSNHead(64, 128, 64), nn.Parameter(torch.ones(300, 64))
+        scrambled(encoder, head)
+        initialise.init_msn(encoder, head, prototypes, torch.Generator().manual_seed(3))
+        runs.append({**encoder.state_dict(), **head.state_dict(prefix="head."), "prototypes": prototypes.data})
+    for name, tensor in runs[0].items():
+        assert torch.equal(tensor, runs[1][name]) and not (tensor == 7).any(), name
+    for tensor in (encoder.trunk.pos_embed, encoder.blocks[0].mlp.fc1.weight, head.fc1.weight, head.fc3.weight):
+        assert 0.015 < tensor.std() < 0.025
+    for convolution in (part for part in encoder.modules() if isinstance(part, nn.Conv2d)):
+        expected = math.sqrt(2 / convolution.weight[0].numel())
+        assert 0.9 * expected < convolution.weight.std() < 1.1 * expected
+        assert convolution.bias is None or not convolution.bias.any()
+    assert not head.fc2.bias.any() and (head.bn2.weight == 1).all() and not head.bn1.running_mean.any()
+    assert 0.97 / 8 < prototypes.abs().max() <= 1 / 8 and prototypes.std() > 0.9 / 8 / math.sqrt(3)

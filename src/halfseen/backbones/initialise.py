@@ -160,7 +160,7 @@ def _reset_norm(module: nn.Module) -> None:
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, CrossProcessBatchNorm):
+    elif isinstance(module, nn.BatchNorm1d | CrossProcessBatchNorm):
         module.reset_parameters()
 
 
