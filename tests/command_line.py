@@ -16,6 +16,25 @@ TINY: dict[str, tuple[str, ...]] = {
     "mae": ("--recipe", "mae_small", *_ALL, "method.decoder_embed_dim=16", "method.decoder_num_heads=2"),
     "simmim": ("--recipe", "simmim_small", *_ALL, "method.mask_cell_size=8", "model.drop_path=0.2"),
     "kamim": ("--recipe", "kamim_small", *_ALL, "method.mask_cell_size=8", "method.weight_patch_size=8"),
+    "ibot": (
+        "--recipe",
+        "attmask_small",
+        *_ALL,
+        "method.out_dim=24",
+        "method.head_hidden_dim=16",
+        "model.drop_path=0.2",
+        "method.head_bottleneck_dim=8",
+        "method.warmup_teacher_temp_epochs=1",
+    ),
+    "msn": (
+        "--recipe",
+        "msn_small",
+        *_ALL,
+        "method.num_prototypes=8",
+        "method.hidden_dim=16",
+        "method.output_dim=8",
+        "train.lr.warmup_start=0",
+    ),
 }
 """By method, the words of a run of a few thousand weights; length and data are the test's."""
 

@@ -9,14 +9,22 @@ from safetensors.torch import load_file
 
 from command_line import TINY, checkpoints, run
 
+CASES = {method: (TINY[method], 1e-5) for method in TINY} | {
+    # As many prototypes' gradients are summed as there are processes, and a batch norm over a few nearly equal class
+    # tokens enlarges rounding errors: without the two, one and two processes agree as for the other methods.
+    "msn": ((*TINY["msn"], "method.use_bn=false", "method.prototype_gradient=mean"), 1e-5),
+    "msn with batch norm": (TINY["msn"], 3e-4),
+}
+
 
 @pytest.mark.processes
 @pytest.mark.slow
-@pytest.mark.parametrize("method", TINY)
-def test_two_processes_equal_one(method: str, make_images: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_equal_one(case: str, make_images: Callable[..., Path], tmp_path: Path) -> None:
+    settings, tolerance = CASES[case]
     make_images(tmp_path / "photos", count=40)
     words = [
-        "pretrain", "photos", *TINY[method], "train.epochs=2", "train.log_every_steps=1", "runtime.precision=fp32",
+        "pretrain", "photos", *settings, "train.epochs=2", "train.log_every_steps=1", "runtime.precision=fp32",
         "model.drop_path=0",
     ]  # fmt: skip
     one = run(*words, "--name", "one", cwd=tmp_path)
@@ -31,9 +39,26 @@ def test_two_processes_equal_one(method: str, make_images: Callable[..., Path], 
     assert len(logs[0]) == len(logs[1]) == 10
     for alone, together in zip(*logs, strict=True):
         assert together["samples_seen"] == alone["samples_seen"]
-        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+        assert together["loss"] == pytest.approx(alone["loss"], abs=tolerance)
+    if tolerance > 1e-5:
+        return
     alone, together = (
         load_file(checkpoints(tmp_path / "runs" / name)[-1] / "model.safetensors") for name in ("one", "two")
     )
     for name, tensor in alone.items():
-        assert float((tensor - together[name]).abs().max()) < 1e-4, name
+        assert float((tensor - together[name]).abs().max()) < (NOISE if is_noise(name) else 1e-4), name
+
+
+NOISE = 0.05
+"""Above twice the sum of the learning rates of these runs."""
+
+
+def is_noise(name: str) -> bool:
+    """Parameters whose true gradient is zero: AdamW makes steps of the learning rate out of its rounding errors.
+
+    Softmax doesn't see the keys' bias; a batch norm takes away what is added before it, and its running mean follows.
+    """
+    before_batch_norm = (
+        name.endswith(("trunk.norm.bias", "fc1.bias", "fc2.bias", "running_mean")) and ".mlp." not in name
+    )
+    return before_batch_norm or name.endswith("attn.qkv.bias")

@@ -48,11 +48,12 @@ def test_killed_runs_end_with_the_same_bits(method: str, make_images: Callable[.
 
 
 @pytest.mark.slow
-def test_workers_do_not_change_a_bit(make_images: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["kamim", "ibot", "msn"])
+def test_workers_do_not_change_a_bit(method: str, make_images: Callable[..., Path], tmp_path: Path) -> None:
     make_images(tmp_path / "photos", count=40)
     found = set()
     for workers in range(3):
-        words = (*TINY["kamim"], "train.epochs=2", f"runtime.workers={workers}", "--name", f"workers{workers}")
+        words = (*TINY[method], "train.epochs=2", f"runtime.workers={workers}", "--name", f"workers{workers}")
         done = run("pretrain", "photos", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         found.add(final_weights(tmp_path / "runs" / f"workers{workers}"))
