@@ -12,7 +12,9 @@ import torch
 
 from command_line import TINY, checkpoints, environment, final_weights, run
 
-MAE = TINY["mae"]
+MAE, IBOT, MSN = TINY["mae"], TINY["ibot"], TINY["msn"]
+NO_VIT = ("model.depth=null", "model.depths=[1,1]", "model.num_heads=[1,2]", "model.patch_size=4",
+          "model.position_rule=size")  # fmt: skip
 
 MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "unknown key": (("pretrain", "photos", *MAE, "train.epohcs=3"), ("train.epohcs", "train.epochs")),
@@ -39,6 +41,38 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "config file missing": (("pretrain", "photos", "--config", "nowhere.yaml"), ("nowhere.yaml",)),
     "resume of nothing": (("pretrain", "--resume", "runs/none"), ("runs/none",)),
     "device that is not there": (("pretrain", "photos", *MAE, "runtime.device=cuda"), ("runtime.device", "cuda")),
+    "attention masks on a Swin": (
+        ("pretrain", "photos", *IBOT, "model.name=swin_tiny", *NO_VIT, "model.window_size=4"),
+        ("method.mask", "class token", "vit_")),
+    "attention in another method on a Swin": (
+        ("pretrain", "photos", *TINY["simmim"], "model.name=swin_tiny", *NO_VIT, "model.window_size=4",
+         "method.attention_mask.select=high"), ("method.attention_mask", "class token", "vit_")),
+    "masks for other crops": (
+        ("pretrain", "photos", *IBOT, "method.mask=[{kind: attention}]"), ("mask", "1", "2", "global_crops_number")),
+    "hints that show nothing": (
+        ("pretrain", "photos", *IBOT, "method.mask.select=hint"), ("method.mask.show_max", "0.1", "16", "high")),
+    "a layer that is not there": (
+        ("pretrain", "photos", *IBOT, "method.mask.layer=5"), ("method.mask.layer", "5", "1 to 2")),
+    "a ratio that reaches above 1": (
+        ("pretrain", "photos", *IBOT, "method.mask.pred_ratio=0.9"), ("pred_ratio_var", "0.2", "0.9")),
+    "too many anchors": (
+        ("pretrain", "photos", *IBOT, "method.contrastive.k_anchors=9"), ("k_anchors", "9", "16")),
+    "temperatures longer than the run": (
+        ("pretrain", "photos", *IBOT, "method.warmup_teacher_temp_epochs=30"), ("train.epochs", "30", "temperature")),
+    "one output": (("pretrain", "photos", *IBOT, "method.out_dim=1"), ("method.out_dim", "1", "2")),
+    "local crops of no whole patch": (
+        ("pretrain", "photos", *IBOT, "method.local_crop_size=20"), ("20", "8")),
+    "one prototype": (("pretrain", "photos", *MSN, "method.num_prototypes=1"), ("method.num_prototypes", "1", "2")),
+    "drop that keeps nothing": (
+        ("pretrain", "photos", *MSN, "method.patch_drop=0.99"), ("method.patch_drop", "0.99", "16")),
+    "no anchors": (
+        ("pretrain", "photos", *MSN, "method.rand_views=0", "method.focal_views=0"), ("rand_views", "focal_views")),
+    "prototypes on a Swin": (
+        ("pretrain", "photos", *MSN, "model.name=swin_tiny", *NO_VIT, "model.window_size=4"), ("MSN", "vit_")),
+    "micro-batches of a whole-batch loss": (
+        ("pretrain", "photos", *MSN, "train.micro_batch_size=4"), ("train.micro_batch_size", "4", "8")),
+    "decay without an end": (
+        ("pretrain", "photos", *MSN, "train.optimizer.weight_decay_end=null"), ("weight_decay_end", "msn_cosine")),
     "unknown command": (("pretrian",), ("pretrian", "pretrain")),
     "unknown option": (("pretrain", "photos", "--recpie", "x"), ("--recpie",)),
     "encoder that is not there": (("knn", "nothing", "--train", "photos", "--test", "photos"), ("nothing",)),
