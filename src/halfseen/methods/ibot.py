@@ -138,6 +138,10 @@ class IBOTConfig(BaseModel):
     color_jitter_strength: float = Field(
         1.0, ge=0, le=2.5, description="factor of the strengths of the colour jitter: 1 = published, 0 = no jitter"
     )
+    hue: float | None = Field(
+        None, ge=0, le=0.5, description="largest turn of the colour circle, 0.5 = any colour; null = 0.1 of the jitter"
+    )
+    grayscale: float = Field(0.2, ge=0, le=1, description="probability that a view loses its colours")
     blur_share: float = Field(
         1.0,
         ge=0,
@@ -302,7 +306,8 @@ class IBOT(Method):
                 brightness=COLOUR.brightness * jitter,
                 contrast=COLOUR.contrast * jitter,
                 saturation=COLOUR.saturation * jitter,
-                hue=COLOUR.hue * jitter,
+                hue=COLOUR.hue * jitter if config.hue is None else config.hue,
+                grayscale=config.grayscale,
                 blur=blur * share,
                 solarize=solarize * share,
             )

@@ -80,6 +80,10 @@ class MSNConfig(BaseModel):
     color_jitter_strength: float = Field(
         0.5, ge=0, le=2.5, description="s: brightness, contrast and saturation vary by 0.8 s, hue by 0.2 s"
     )
+    hue: float | None = Field(
+        None, ge=0, le=0.5, description="largest turn of the colour circle, 0.5 = any colour; null = 0.2 s"
+    )
+    grayscale: float = Field(0.2, ge=0, le=1, description="probability that a view loses its colours")
     blur: float = Field(0.5, ge=0, le=1, description="probability of a Gaussian blur of 0.1 to 2 pixels")
     hidden_dim: int = Field(2048, ge=1, description="width of the head's hidden layers")
     output_dim: int = Field(256, ge=1, description="width of representations and prototypes, d")
@@ -165,9 +169,9 @@ class MSN(Method):
             brightness=0.8 * jitter,
             contrast=0.8 * jitter,
             saturation=0.8 * jitter,
-            hue=0.2 * jitter,
+            hue=0.2 * jitter if config.hue is None else config.hue,
             jitter=0.8,
-            grayscale=0.2,
+            grayscale=config.grayscale,
             blur=config.blur,
         )
         large = ViewSpec(
