@@ -29,6 +29,12 @@ def test_the_same_soft_output_for_all_images_is_a_collapse_too() -> None:
     assert {f.id for f in look(watch(), teacher_entropy=1.9, assignment_entropy=1.95)} == {"one_output"}
 
 
+def test_a_handful_of_outputs_is_a_collapse() -> None:
+    found = look(watch(), teacher_entropy=0.15, assignment_entropy=1.09, prototypes_used=3.0, agreement=0.75)
+    assert {finding.id for finding in found} == {"one_output"}
+    assert "the same 3 outputs" in found[0].sentence and found[0].step <= 100
+
+
 def test_uniform_outputs_are_named_after_the_warmup_only() -> None:
     values = {"teacher_entropy": 0.995 * LN_K, "assignment_entropy": LN_K, "agreement": 0.5}
     found = look(watch(warmup=300), **values)

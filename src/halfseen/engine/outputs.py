@@ -21,6 +21,8 @@ FIRST_STEPS = 50
 UNIFORM_STEPS = 200
 UNIFORM_SHARE = 0.98
 INFORMATION_SHARE = 0.05
+FEW_SHARE = 0.35
+"""Below this share of its largest value the entropy of the mean output is that of a handful of outputs."""
 FEW_OUTPUTS_SHARE = 0.05
 CENTER_GROWTH = 10.0
 CENTER_RECORDS = 20
@@ -76,15 +78,18 @@ class OutputWatch:
 
     def _one_output(self, step: int) -> list[Finding]:
         mean_output, each = self._mean("assignment_entropy") or 0.0, self._mean("teacher_entropy") or 0.0
-        if mean_output - each > INFORMATION_SHARE * self._most() or mean_output > 0.5 * math.log(self.num_outputs):
+        few = mean_output < FEW_SHARE * self._most()
+        same = mean_output - each < INFORMATION_SHARE * self._most() and mean_output < 0.5 * math.log(self.num_outputs)
+        if not few and not same:
             return []
         return [
             Finding(
                 "one_output",
-                f"Collapse: the teacher gives every image the same output. The mean output over a batch has an entropy "
-                f"of {mean_output:.3g} nats, that of a single image {each:.3g}; with images told apart the first would "
-                f"be near {self._most():.3g}. Nothing balances the outputs: switch on method.centering (iBOT, DINO) or "
-                "method.me_max (MSN), raise method.memax_weight, or lower train.lr.base.",
+                f"Collapse: the teacher gives all images the same {_count(math.exp(mean_output))}. The mean output over "
+                f"a batch has an entropy of {mean_output:.3g} nats, that of a single image {each:.3g}; with images told "
+                f"apart the first would be near {self._most():.3g}. Nothing balances the outputs: switch on "
+                "method.centering (iBOT, DINO) or method.me_max (MSN), raise method.memax_weight, or lower "
+                "train.lr.base.",
                 step,
             )
         ]
@@ -155,3 +160,8 @@ class OutputWatch:
                 step,
             )
         ]
+
+
+def _count(number: float) -> str:
+    """A number of outputs in words."""
+    return "output" if number < 1.5 else f"{number:.0f} outputs"
