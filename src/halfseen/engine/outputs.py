@@ -85,9 +85,9 @@ class OutputWatch:
         return [
             Finding(
                 "one_output",
-                f"Collapse: the teacher gives all images the same {_count(math.exp(mean_output))}. The mean output over "
-                f"a batch has an entropy of {mean_output:.3g} nats, that of a single image {each:.3g}; with images told "
-                f"apart the first would be near {self._most():.3g}. Nothing balances the outputs: switch on "
+                f"Collapse: the teacher gives all images the same {_count(math.exp(mean_output))}. The mean output of "
+                f"a batch has an entropy of {mean_output:.3g} nats, that of one image {each:.3g}; were images told "
+                f"apart, the first would be near {self._most():.3g}. Nothing balances the outputs: switch on "
                 "method.centering (iBOT, DINO) or method.me_max (MSN), raise method.memax_weight, or lower "
                 "train.lr.base.",
                 step,
