@@ -158,7 +158,7 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
-KEY = re.compile(r"\b(?:data|method|model|train|evaluate|runtime)(?:\.[a-z][a-z_]*)+")
+KEY = re.compile(r"\b(?:data|method|model|train|evaluate|runtime)(?:\.[a-z][a-z_0-9]*)+")
 
 
 @cache
