@@ -115,7 +115,7 @@ def test_a_users_fault_has_no_traceback_and_ours_has() -> None:
 def test_a_closed_pipe_is_no_fault() -> None:
     command = f"'{sys.executable}' -m halfseen recipes list --names | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stdout == "kamim_small\n"
+    assert done.stdout == "attmask_small\n"
     assert done.stderr == ""
 
 

@@ -79,7 +79,7 @@ def test_the_name_says_what_is_inside(name: str) -> None:
         assert name.startswith(f"{called(name)}_{model}_imagenet1k_{config.train.epochs:.0f}ep")
         assert config.data.source == "imagenet/train"
     else:
-        assert re.fullmatch(r"[a-z]+_small(_64px)?", name)
+        assert re.fullmatch(r"[a-z]+_small(_64px|_scenes)?", name)
         assert config.data.source.startswith("bundled:")
         assert config.train.batch_size <= 64
 

@@ -43,7 +43,7 @@ class RunShape(NamedTuple):
         mean_loss: the loss of predicting the targets' mean: 1 for normalised pixels under a squared error; None if
             unknown.
         num_outputs: outputs or prototypes of a teacher, K; None where there is none.
-        rows: images of a batch.
+        rows: images of a micro-batch on one process, over which a teacher's outputs are counted.
     """
 
     steps_per_epoch: int

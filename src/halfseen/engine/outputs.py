@@ -34,7 +34,8 @@ class OutputWatch:
 
     Attributes:
         num_outputs: K.
-        rows: images of a batch, which bound how many outputs can be used.
+        rows: images of a micro-batch on one process: the fewest over which the numbers of the log are taken. They bound
+            how many outputs can be used, so a small one makes the watcher slow to speak, never wrong.
         warmup_steps: updates of the warm-up.
         steps_per_epoch: updates of an epoch.
     """
@@ -128,7 +129,7 @@ class OutputWatch:
         agreement = self._mean("agreement")
         if agreement is None or not self._settled(step):
             return []
-        chance = 1.0 / min(self.num_outputs, self.rows)
+        chance = 1.0 / self.num_outputs
         if agreement > 2 * chance:
             return []
         return [

@@ -127,14 +127,22 @@ class AttentionMask(BaseModel):
             return rollout_blocks(self.rollout, self.rollout_order, depth, last_descends)
         return (depth if self.layer is None else self.layer,)
 
+    def check_layer(self, depth: int, key: str) -> None:
+        """See that the encoder has the block.
+
+        Raises:
+            ConfigError: a number above `depth`.
+        """
+        if self.layer is not None and self.layer > depth:
+            raise ConfigError(f"{key}.layer: got {self.layer}, but the encoder has blocks 1 to {depth}.")
+
     def check(self, num_patches: int, depth: int, key: str) -> None:
         """See that the mask fits an encoder; `key` names it in errors.
 
         Raises:
             ConfigError: a block that isn't there, or a grid so small that nothing is ever hidden or shown.
         """
-        if self.layer is not None and self.layer > depth:
-            raise ConfigError(f"{key}.layer: got {self.layer}, but the encoder has blocks 1 to {depth}.")
+        self.check_layer(depth, key)
         check_hides(self.pred_ratio, self.pred_ratio_var, num_patches, key)
         largest = largest_ratio(self.pred_ratio, self.pred_ratio_var)
         if self.select == "hint" and largest > 0 and int(self.show_max * largest * num_patches) == 0:
@@ -267,7 +275,14 @@ def reveal_hints(
         noise: uniform in [0, 1).
         num_shown: at most the size of the top set.
     """
-    return mask & ~(hide_by_score(noise.masked_fill(~top, -1.0), num_shown) & top)
+    return mask & ~drawn_hints(top, noise, num_shown)
+
+
+def drawn_hints(
+    top: Bool[Tensor, "B N"], noise: Float[Tensor, "B N"], num_shown: int | Int64[Tensor, "B"]
+) -> Bool[Tensor, "B N"]:
+    """The `num_shown` patches of each `top` set that have the largest noise among it."""
+    return hide_by_score(noise.masked_fill(~top, -1.0), num_shown) & top
 
 
 class AttentionDraws(NamedTuple):

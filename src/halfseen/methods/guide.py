@@ -16,7 +16,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.teacher import averaged_copy
 from halfseen.backbones.weights import load_encoder
 from halfseen.errors import ConfigError
-from halfseen.masking.attention import AttentionMask, attention_scores, hide_by_score
+from halfseen.masking.attention import AttentionMask, attention_scores, drawn_hints, hide_by_score
 from halfseen.ops.moving_average import Pair, pair_by_name, update_average
 from halfseen.ops.randomness import step_noise
 from halfseen.types import Progress
@@ -60,11 +60,18 @@ class AttentionGuide(BaseModel):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "AttentionGuide":
-        self.mask()
-        for key, needed in (("show_max", self.select == "hint"), ("show_ratio", self.select == "hint"),
-                            ("momentum", self.encoder is None)):  # fmt: skip
+        needs = {
+            "power": self.score == "power",
+            "rollout": self.score == "rollout",
+            "layer": self.score != "rollout",
+            "show_max": self.select == "hint",
+            "show_ratio": self.select == "hint",
+            "momentum": self.encoder is None,
+        }
+        for key, needed in needs.items():
             if not needed and getattr(self, key) != type(self).model_fields[key].default:
-                who = "a given encoder" if key == "momentum" else f"select={self.select}"
+                who = f"score={self.score}" if key in ("power", "rollout", "layer") else f"select={self.select}"
+                who = "a given encoder" if key == "momentum" else who
                 raise ValueError(f"{key}: got {getattr(self, key)}, but it has no effect with {who}. Leave it out.")
         return self
 
@@ -102,7 +109,7 @@ class Guide(nn.Module):
             )
         self.encoder = averaged_copy(looking)
         cells = (encoder.image_size // encoder.patch_size // cell_patches) ** 2
-        self.mask.check(cells, looking.num_layers, "method.attention_mask")
+        self.mask.check_layer(looking.num_layers, "method.attention_mask")
         self.num_top = int(cells * config.show_max)
         self.num_shown = int(self.num_top * config.show_ratio)
         if config.select == "hint" and self.num_shown == 0:
@@ -139,12 +146,9 @@ class Guide(nn.Module):
         drawn = step_noise(progress, B, 1 + num_cells, "attention_mask").to(images.device, non_blocking=True)
         if self.config.select == "hint":
             top = hide_by_score(scores, self.num_top)
-            scores = scores.masked_fill(self._hints(top, drawn[:, 1:]), -torch.inf)
+            scores = scores.masked_fill(drawn_hints(top, drawn[:, 1:], self.num_shown), -torch.inf)
         guided: Bool[Tensor, "B 1"] = drawn[:, :1] < self.config.guided_share
         return torch.where(guided, scores, noise.to(images.device, non_blocking=True))
-
-    def _hints(self, top: Bool[Tensor, "B n"], noise: Float[Tensor, "B n"]) -> Bool[Tensor, "B n"]:
-        return hide_by_score(noise.masked_fill(~top, -1.0), self.num_shown) & top
 
     def pairs(self, encoder: Encoder) -> list[Pair]:
         """What `follow` averages: nothing with a given encoder."""

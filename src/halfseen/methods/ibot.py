@@ -10,8 +10,10 @@ Papers: iBOT, arXiv 2111.07832; DINO, arXiv 2104.14294 (lambda2 = 0); attention 
               each hidden patch with the teacher's at the same place (K2 outputs)
     after     the centres move towards the step's mean logits, the teacher towards the student, name by name
 
-Deviations, equal in value: last layers run on class tokens and hidden patches only; a centre, being the mean of a
-linear layer's outputs, is taken from the mean of its inputs. With lambda2 = 0 there is no patch head at all.
+Deviations, equal in value: the head runs on class tokens and hidden patches only; a centre, being the mean of a linear
+layer's outputs, is taken from the mean of its inputs. With lambda2 = 0 there is no patch head at all. Not equal: batch
+norms in the head (no published recipe has any) see these tokens in one batch, where the original gives them all tokens,
+in one batch for each size of crop.
 """
 
 import logging
@@ -271,6 +273,7 @@ class IBOT(Method):
         self.mean, self.std = mean, std
         self.image_size = image_size
         self.num_outputs = config.out_dim
+        self.whole_batch_only = config.norm_in_head not in (None, "ln")
         self.grid = patch_grid(image_size, image_size, encoder.stride)
         self.num_patches = self.grid[0] * self.grid[1]
         if config.local_crops_number:

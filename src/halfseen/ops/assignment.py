@@ -58,11 +58,12 @@ def sinkhorn(probs: Float[Tensor, "B K"], iterations: int = 3, total: Reduce = i
         total: element-wise sum over the processes.
     """
     B, K = probs.shape
+    tiny = torch.finfo(probs.dtype).tiny  # Very sharp targets leave some prototypes with a sum of exactly 0.
     samples = total(probs.new_full((), float(B)))
     balanced = probs / total(probs.sum())
     for _ in range(iterations):
-        balanced = balanced / total(balanced.sum(dim=0)) / K
-        balanced = balanced / balanced.sum(dim=1, keepdim=True) / samples
+        balanced = balanced / total(balanced.sum(dim=0)).clamp_min(tiny) / K
+        balanced = balanced / balanced.sum(dim=1, keepdim=True).clamp_min(tiny) / samples
     return balanced * samples
 
 

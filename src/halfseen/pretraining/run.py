@@ -244,7 +244,7 @@ def _shape(config: RunConfig, loader: Loader, method: Method) -> RunShape:
         grid=config.data.image_size // encoder.patch_size,
         mean_loss=1.0 if standardised else None,
         num_outputs=method.num_outputs,
-        rows=config.train.batch_size,
+        rows=loader.sampler.micro_batch_size,
     )
 
 
