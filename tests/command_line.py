@@ -25,6 +25,7 @@ TINY: dict[str, tuple[str, ...]] = {
         "model.drop_path=0.2",
         "method.head_bottleneck_dim=8",
         "method.warmup_teacher_temp_epochs=1",
+        "method.norm_in_head=null",
     ),
     "msn": (
         "--recipe",

@@ -17,7 +17,12 @@ BALANCES = {
     "msn": ("msn_small", ("method.focal_size=14",), ("method.me_max=false", "method.use_sinkhorn=false")),
     "ibot": (
         "ibot_small",
-        ("method.local_crops_number=0", "method.warmup_teacher_temp_epochs=0", "method.freeze_last_layer=0"),
+        (
+            "method.local_crops_number=0",
+            "method.warmup_teacher_temp_epochs=0",
+            "method.freeze_last_layer=0",
+            "method.norm_in_head=null",
+        ),
         ("method.centering=false",),
     ),
 }

@@ -53,7 +53,7 @@ def test_a_healthy_run_is_left_in_peace() -> None:
 def test_few_outputs_chance_agreement_and_a_growing_centre() -> None:
     few = look(watch(), teacher_entropy=0.5, assignment_entropy=1.6, prototypes_used=3.0)
     assert {finding.id for finding in few} == {"few_outputs"}
-    apart = look(watch(), teacher_entropy=1.0, assignment_entropy=4.5, agreement=0.016)
+    apart = look(watch(), teacher_entropy=1.0, assignment_entropy=4.5, agreement=0.005)
     assert {finding.id for finding in apart} == {"disagreement"}
     outputs = watch()
     found = [
