@@ -87,6 +87,14 @@ class Encoder(nn.Module, ABC):
     trunk: nn.Module
 
     @abstractmethod
+    def freezing_unit(self, name: str) -> int:
+        """The unit of progressive freezing that a parameter of this encoder belongs to, by its name in it.
+
+        0: patch embedding, class token and trained positions; i: block i over all stages, with the patch merging that
+        follows it; `num_layers` also for the final norm and for tables that blocks share.
+        """
+
+    @abstractmethod
     def forward(
         self,
         images: Tensor,

@@ -11,6 +11,7 @@ from halfseen.backbones.base import AttentionRows, Encoder, Features
 from halfseen.backbones.blocks import Biases, attention_matrix, check_attention, no_bias, run_transformer
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ShapeError
+from halfseen.ops.layer_decay import vit_freezing_unit
 from halfseen.ops.patches import patch_grid
 from halfseen.ops.positions import PositionRule, resize_positions
 
@@ -46,6 +47,9 @@ class BeitEncoder(Encoder):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks in order."""
         return list(self.trunk.blocks)
+
+    def freezing_unit(self, name: str) -> int:
+        return vit_freezing_unit(name.removeprefix("trunk."), self.num_layers)
 
     def forward(
         self,

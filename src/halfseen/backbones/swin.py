@@ -15,6 +15,7 @@ from halfseen.backbones.base import AttentionRows, Encoder, Features, Tokens
 from halfseen.backbones.blocks import run_mlp
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ConfigError, ShapeError
+from halfseen.ops.layer_decay import swin_layer_id
 from halfseen.ops.patches import patch_grid
 
 
@@ -52,6 +53,10 @@ class SwinEncoder(Encoder):
         sides = [self.image_size // self.patch_size // 2**number for number in range(len(self.trunk.layers))]
         windows = [stage.blocks[0].window_size[0] for stage in self.trunk.layers]
         return any(side % window for side, window in zip(sides, windows, strict=True))
+
+    def freezing_unit(self, name: str) -> int:
+        depths = [len(stage.blocks) for stage in self.trunk.layers]
+        return min(swin_layer_id(name.removeprefix("trunk."), depths), self.num_layers)
 
     def forward(
         self,

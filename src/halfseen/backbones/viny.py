@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from halfseen.backbones.base import AttentionRows, Encoder, Features
 from halfseen.backbones.blocks import attention_matrix, check_attention, run_transformer
 from halfseen.backbones.masked import check_hiding, check_layers, cut_patches, replace_hidden
+from halfseen.ops.layer_decay import vit_freezing_unit
 from halfseen.ops.patches import patch_grid
 from halfseen.ops.positions import PositionRule, resize_positions
 
@@ -119,6 +120,9 @@ class ViNyEncoder(Encoder):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks in order."""
         return list(self.trunk.blocks)
+
+    def freezing_unit(self, name: str) -> int:
+        return vit_freezing_unit(name.removeprefix("trunk."), self.num_layers)
 
     def forward(
         self,

@@ -18,6 +18,7 @@ from halfseen.backbones.blocks import (
 )
 from halfseen.backbones.conv_stem import ConvStem
 from halfseen.backbones.masked import check_hiding, check_layers, check_selected, project_patches, replace_hidden
+from halfseen.ops.layer_decay import vit_freezing_unit
 from halfseen.ops.patches import patch_grid, whole_patches
 from halfseen.ops.positions import PositionRule, resize_positions, sincos_positions
 
@@ -65,6 +66,9 @@ class ViTEncoder(Encoder):
         table = sincos_positions(self.embed_dim, side, side, prefix).float()[None]
         like = next(self.trunk.blocks.parameters())
         self.trunk.pos_embed = nn.Parameter(table.to(device=like.device, dtype=like.dtype), requires_grad=False)
+
+    def freezing_unit(self, name: str) -> int:
+        return vit_freezing_unit(name.removeprefix("trunk."), self.num_layers)
 
     def forward(
         self,

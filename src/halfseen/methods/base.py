@@ -45,6 +45,10 @@ class Method(nn.Module, ABC):
     whole_batch_only: bool = False
     """Whether the loss is a statistic of the whole batch, so that micro-batches would be another method."""
 
+    taps: tuple[int, ...] = ()
+    """Encoder blocks (1-based, ascending) at which branches with losses of their own leave; a branch ends when
+    progressive freezing reaches its block, see `drop_branches`."""
+
     num_outputs: int | None = None
     """Outputs or prototypes K over which teacher and student spread an image's probability; None without such."""
 
@@ -63,6 +67,25 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """Weight decay and lr scale of a parameter, by its name within this module."""
+
+    def freezing_unit(self, name: str) -> int:
+        """The unit with which progressive freezing stops a parameter, by its name within this module.
+
+        Unit 0 is all that is trained before block 1, unit i is block i, with the branch that leaves there; what lies
+        above the last block shares its number and is never frozen.
+
+        Raises:
+            ConfigError: an encoder without ordered units.
+        Source: FreezeOut, arXiv 1706.04983; Local Masking Meets Progressive Freezing, arXiv 2312.02194.
+        """
+        encoder = self.encoders()["student"]
+        if name.startswith("encoder."):
+            return encoder.freezing_unit(name.removeprefix("encoder."))
+        return 0 if name == "mask_token" else encoder.num_layers
+
+    def drop_branches(self, count: int) -> None:
+        """Leave the `count` shallowest branches out of loss, targets and graph for good; their weights stay."""
+        return None
 
     def start_averages(self) -> None:
         """Make moving averages equal to what they follow; runs after weights were put in from elsewhere."""

@@ -23,6 +23,13 @@ def vit_layer_id(name: str, depth: int) -> int:
     return depth + 1
 
 
+def vit_freezing_unit(name: str, depth: int) -> int:
+    """Unit of progressive freezing of a ViT parameter: 0 before block 1, i for block i, `depth` for what is above."""
+    if name == "reg_token" or name.startswith("norm_pre."):
+        return 0
+    return min(vit_layer_id(name, depth), depth)
+
+
 def swin_layer_id(name: str, depths: Sequence[int]) -> int:
     """Layer id of a Swin parameter in timm's naming, where `layers.s.downsample` is the merge *before* stage s.
 
