@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, str]] = {
         "swin_backbone_io": ".npz",
     },
     "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
+    "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
     "attention_masking": {
         "thesis_masks_": ".npz",
         "rollout_": ".npz",
@@ -64,6 +65,7 @@ COMPANIONS: dict[str, dict[str, str]] = {
         "vit_backbone": ".safetensors",
         "swin_backbone": ".safetensors",
     },
+    "freezeout": {"train_trace_": ".safetensors"},
     "attention_masking": {"vit12_backbone": ".safetensors"},
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
