@@ -2,13 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, TypeVar
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.masked import check_selected
+
+E = TypeVar("E", bound="Encoder")
 
 AttentionRows = Literal["class", "head_mean"]
 """Attention of the class token to all tokens, head by head; or of all tokens to all tokens, averaged over the heads."""
@@ -86,6 +90,14 @@ class Encoder(nn.Module, ABC):
     config: ModelConfig
     trunk: nn.Module
 
+    _resting: tuple[nn.Module, ...] = ()
+    _units_without_gradient: int = 0
+
+    @property
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks in order, over all stages."""
+
     @abstractmethod
     def freezing_unit(self, name: str) -> int:
         """The unit of progressive freezing that a parameter of this encoder belongs to, by its name in it.
@@ -93,6 +105,32 @@ class Encoder(nn.Module, ABC):
         0: patch embedding, class token and trained positions; i: block i over all stages, with the patch merging that
         follows it; `num_layers` also for the final norm and for tables that blocks share.
         """
+
+    def freeze(self, units: int, *, embedding: bool = True, cut: bool = True) -> None:
+        """Let the first units rest (see `freezing_unit`): they stay in evaluation mode from now on.
+
+        Args:
+            units: how many, the embedding counted.
+            embedding: False if the embedding goes on learning.
+            cut: whether nothing before the first living unit learns, so that these units run without autograd: no
+                backward pass through them, and no activation kept for it.
+        """
+        blocks = self.blocks[: max(0, units - 1)]
+        first = [module for name, module in self.trunk.named_children() if name == "patch_embed"]
+        self._resting = (*(first if embedding and units else ()), *blocks)
+        self._units_without_gradient = units if cut else 0
+        self.train(self.training)
+
+    def train(self: E, mode: bool = True) -> E:
+        """As everywhere in torch, but units that rest stay in evaluation mode."""
+        nn.Module.train(self, mode)
+        for module in self._resting:
+            module.eval()
+        return self
+
+    def gradient(self, unit: int) -> AbstractContextManager[object]:
+        """Within, autograd records unless the unit rests and nothing before it learns."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and unit >= self._units_without_gradient)
 
     @abstractmethod
     def forward(

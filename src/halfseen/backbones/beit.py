@@ -66,7 +66,8 @@ class BeitEncoder(Encoder):
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
         check_hiding(mask, mask_token, visible_ids)
         grid = self._grid(images)
-        tokens = self._embed(images, grid, mask, mask_token, visible_ids)
+        with self.gradient(0):
+            tokens = self._embed(images, grid, mask, mask_token, visible_ids)
         return run_transformer(
             tokens,
             self.trunk.blocks,
@@ -77,6 +78,7 @@ class BeitEncoder(Encoder):
             attention_layers=attention_layers,
             attention_rows=attention_rows,
             bias=self._biases(tokens, visible_ids),
+            gradient=self.gradient,
         )
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:

@@ -6,7 +6,7 @@ an MLP that an elementwise function gives back.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -40,8 +40,17 @@ class Heads(NamedTuple):
     value: Tensor
 
 
+Gradient = Callable[[int], AbstractContextManager[object]]
+"""From a block's number (1-based) to the autograd mode it runs in."""
+
+
 def no_bias(block: AnyBlock) -> None:
     """The bias of a plain ViT's block: none."""
+
+
+def as_around(number: int) -> AbstractContextManager[object]:
+    """The autograd mode of a block: that of its surroundings."""
+    return nullcontext()
 
 
 def run_transformer(
@@ -55,15 +64,16 @@ def run_transformer(
     attention_layers: Sequence[int] = (),
     attention_rows: AttentionRows = "class",
     bias: Biases = no_bias,
+    gradient: Gradient = as_around,
 ) -> Features:
     """Embedded tokens through blocks and final norm; also what was asked for of single blocks (1-based)."""
     kept = {0: tokens} if 0 in layers else {}
     seen: dict[int, Tensor] = {}
     for number, block in enumerate(blocks, start=1):
-        tokens, weights = _add_attention(
-            block, tokens, bias(block), attention_rows if number in attention_layers else None
-        )
-        tokens = _add_mlp(block, tokens)
+        rows = attention_rows if number in attention_layers else None
+        with gradient(number):
+            tokens, weights = _add_attention(block, tokens, bias(block), rows)
+            tokens = _add_mlp(block, tokens)
         if number in layers:
             kept[number] = tokens
         if weights is not None:

@@ -83,17 +83,20 @@ class SwinEncoder(Encoder):
             )
         B = len(images)
         rows, columns = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
-        tokens = self.trunk.patch_embed.norm(project_patches(images, self.trunk.patch_embed.proj))
-        if mask is not None and mask_token is not None:
-            tokens = replace_hidden(tokens, mask, mask_token)
+        with self.gradient(0):
+            tokens = self.trunk.patch_embed.norm(project_patches(images, self.trunk.patch_embed.proj))
+            if mask is not None and mask_token is not None:
+                tokens = replace_hidden(tokens, mask, mask_token)
         x = tokens.reshape(B, rows, columns, -1)  # [B, h, w, C]
         kept = {0: x}
         number = 0
         for stage in self.trunk.layers:
-            x = stage.downsample(x)
+            with self.gradient(number):
+                x = stage.downsample(x)
             for block in stage.blocks:
-                x = swin_block(block, x)
                 number += 1
+                with self.gradient(number):
+                    x = swin_block(block, x)
                 if number in layers:
                     kept[number] = x
         raw = tuple(_flat(kept[layer]) for layer in layers)

@@ -137,7 +137,8 @@ class ViNyEncoder(Encoder):
     ) -> Features:
         check_layers(layers, self.num_layers)
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
-        tokens, grid = self._embed(images, mask, mask_token, visible_ids)
+        with self.gradient(0):
+            tokens, grid = self._embed(images, mask, mask_token, visible_ids)
         return run_transformer(
             tokens,
             self.trunk.blocks,
@@ -147,6 +148,7 @@ class ViNyEncoder(Encoder):
             layers=layers,
             attention_layers=attention_layers,
             attention_rows=attention_rows,
+            gradient=self.gradient,
         )
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:

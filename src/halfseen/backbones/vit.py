@@ -83,7 +83,8 @@ class ViTEncoder(Encoder):
     ) -> Features:
         check_layers(layers, self.num_layers)
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)
-        tokens, grid = self._embed(images, mask, mask_token, visible_ids)
+        with self.gradient(0):
+            tokens, grid = self._embed(images, mask, mask_token, visible_ids)
         return run_transformer(
             tokens,
             self.trunk.blocks,
@@ -93,6 +94,7 @@ class ViTEncoder(Encoder):
             layers=layers,
             attention_layers=attention_layers,
             attention_rows=attention_rows,
+            gradient=self.gradient,
         )
 
     def forward_selected(
@@ -109,10 +111,12 @@ class ViTEncoder(Encoder):
             return super().forward_selected(
                 images, mask=mask, mask_token=mask_token, visible_ids=visible_ids, selected=selected
             )
-        tokens, _ = self._embed(images, mask, mask_token, visible_ids)
+        with self.gradient(0):
+            tokens, _ = self._embed(images, mask, mask_token, visible_ids)
         *before, last = self.trunk.blocks
-        for block in before:
-            tokens = run_block(block, tokens)
+        for number, block in enumerate(before, start=1):
+            with self.gradient(number):
+                tokens = run_block(block, tokens)
         if selected is None:
             row = run_block_for(last, tokens, slice(0, 1))[:, 0]
             return Selected(self.trunk.norm(row), row.new_zeros(0, self.embed_dim))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
+from halfseen.ops.freezing import FreezeScale
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 ScheduleName = Literal[
@@ -211,6 +212,61 @@ class BatchSplit(NamedTuple):
     accumulation: int
 
 
+class FreezeConfig(BaseModel):
+    """Progressive freezing (FreezeOut): the encoder's units stop learning one after the other, from the input on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    t0: float = Field(
+        0.8,
+        gt=0.0,
+        le=1.0,
+        description="Share of the time after the warm-up in which the first unit learns, before scale is applied; the "
+        "last unit learns to the end; 1 freezes nothing (t_0).",
+    )
+    scale: FreezeScale = Field(
+        "cubic", description="How the units' shares of the time become the ones that count: linear, squared or cubic."
+    )
+    layerwise_lr: bool = Field(
+        True,
+        description="Give each unit its own half cosine of the learning rate, which ends at 0 as the unit freezes; "
+        "false leaves the run's schedule to all.",
+    )
+    scale_lr: bool = Field(
+        True,
+        description="Start each unit's cosine at the peak rate divided by its share of the time, so that all units "
+        "travel the same distance (true/false); acts with layerwise_lr.",
+    )
+    warmup_to_scaled: bool = Field(
+        False,
+        description="Warm up to the scaled rate instead of jumping to it after the warm-up (true/false); acts with "
+        "scale_lr.",
+    )
+    freeze_patch_embed: bool = Field(
+        True,
+        description="Freeze the patch embedding and the tokens as the first unit; false leaves them learning, and the "
+        "backward pass runs through the whole encoder to the end.",
+    )
+    freeze_tokens: bool = Field(
+        True,
+        description="Freeze class token, mask token and trained positions with the patch embedding; false is what the "
+        "published code does: they learn to the end, and the backward pass runs through all frozen blocks.",
+    )
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> "FreezeConfig":
+        if not self.layerwise_lr:
+            _must_be_default(self, "scale_lr", "one learning rate for all (layerwise_lr = false)")
+            _must_be_default(self, "warmup_to_scaled", "one learning rate for all (layerwise_lr = false)")
+        if not self.scale_lr:
+            _must_be_default(self, "warmup_to_scaled", "rates that aren't scaled (scale_lr = false)")
+        if not self.freeze_patch_embed:
+            _must_be_default(
+                self, "freeze_tokens", "a patch embedding that goes on learning (freeze_patch_embed=false)"
+            )
+        return self
+
+
 class TrainConfig(BaseModel):
     """The `train` section of a run: how long, with which batch, optimiser and learning rate."""
 
@@ -260,6 +316,11 @@ class TrainConfig(BaseModel):
         description="Clip the accumulated gradient after each micro-batch, not once per update (true/false); a quirk "
         "of official SimMIM.",
     )
+    freeze: FreezeConfig | None = Field(
+        None,
+        description="Progressive freezing: units of the encoder stop learning one after the other (FreezeOut); None "
+        "trains all of it to the end.",
+    )
     checkpoint_every_steps: int | None = Field(
         None, ge=1, description="Write a checkpoint every so many updates; None writes by time and at the end only."
     )
@@ -281,6 +342,11 @@ class TrainConfig(BaseModel):
     def _settings_go_together(self) -> "TrainConfig":
         if self.clip_norm is None:
             _must_be_default(self, "clip_scope", "a run without clipping (clip_norm = null)")
+        if self.freeze is not None and self.lr.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"freeze: the warm-up of {self.lr.warmup_epochs:g} epochs (lr.warmup_epochs) leaves nothing of the "
+                f"{self.epochs:g} epochs in which units could freeze. Shorten it."
+            )
         if self.clip_each_micro_batch and self.clip_norm is None:
             raise ValueError("clip_each_micro_batch: got true, but clip_norm is null. Set clip_norm or leave it out.")
         if self.drop_last:

@@ -134,13 +134,14 @@ def processes(device: DeviceName) -> Iterator[Distributed]:
             dist.destroy_process_group()
 
 
-def wrap(method: nn.Module, distributed: Distributed, device: torch.device) -> nn.Module:
+def wrap(method: nn.Module, distributed: Distributed, device: torch.device, *, find_idle: bool = True) -> nn.Module:
     """The method as it is, or in DDP where there are several processes.
 
-    `find_unused_parameters=True` is a choice, for three reasons: parameters that never get a gradient (ViNy's class
-    token) keep none, so the optimiser leaves them alone as with one process; units may freeze during a run; and DDP
-    then keeps its first buckets for good, so sums are taken in the same order before and after a resume. It costs a
-    walk through the autograd graph per step.
+    `find_idle` is a choice, for two reasons: parameters that get no gradient in a step keep none, so the optimiser
+    leaves them alone as with one process; and DDP then keeps its first buckets for good, so sums are taken in the same
+    order before and after a resume. It costs a walk through the autograd graph per step. Progressive freezing, which
+    is there to save time, does without where a method says that it has no such parameters; then sums of more than two
+    processes may be taken in another order in the first step after a resume.
     Buffers are not broadcast: they are constants, or averages that every process computes alike.
     """
     if distributed.world_size == 1:
@@ -152,7 +153,7 @@ def wrap(method: nn.Module, distributed: Distributed, device: torch.device) -> n
         method,
         device_ids=[device.index] if device.type == "cuda" else None,
         **buffers,
-        find_unused_parameters=True,
+        find_unused_parameters=find_idle,
         gradient_as_bucket_view=True,
     )
 

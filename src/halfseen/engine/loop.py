@@ -28,6 +28,7 @@ from halfseen.engine.checkpoint import (
 from halfseen.engine.config import RuntimeConfig, TrainConfig
 from halfseen.engine.distributed import Distributed, wrap
 from halfseen.engine.finding import Finding
+from halfseen.engine.freezing import Freezable, Freezer
 from halfseen.engine.health import Health, findings_before
 from halfseen.engine.interruption import Interruption
 from halfseen.engine.journal import Journal, Record
@@ -235,16 +236,22 @@ class Trainer:
         self.device = open_device(runtime.device, distributed.local_rank)
         self.bare = cast(nn.Module, method).to(self.device).train()
         self.method = method
-        groups = parameter_groups(self.bare.named_parameters(), method.parameter_group, train.optimizer)
-        self.parameters = [parameter for group in groups if group["clip"] for parameter in group["params"]]
-        self.optimizer = build_optimizer(groups, train.optimizer, self.device)
-        self.scaler = open_scaler(self.device, runtime.precision, self.state)
-        self.module = wrap(self.bare, distributed, self.device)
         rows = loader.sampler.num_images if not train.drop_last else loader.steps_per_epoch * train.batch_size
         self.learning_rate = LearningRate.of_run(
             train, split, loader.steps_per_epoch, -(-rows // distributed.world_size), method.schedule_horizon
         )
         self.weight_decay = WeightDecay(train.optimizer, self.total_steps, method.schedule_horizon)
+        self.freezer: Freezer | None = None
+        if train.freeze is not None:
+            self.freezer = Freezer(
+                train.freeze, cast(Freezable, method), train, self.learning_rate, loader.steps_per_epoch
+            )
+        grouping = method.parameter_group if self.freezer is None else self.freezer.group_of
+        groups = parameter_groups(self.bare.named_parameters(), grouping, train.optimizer)
+        self.optimizer = build_optimizer(groups, train.optimizer, self.device)
+        self.scaler = open_scaler(self.device, runtime.precision, self.state)
+        self.parameters: list[nn.Parameter] = []
+        self._take_living()
         self.norm: Tensor | None = None
         self._pending: list[_Measured] = []
         self._saved_step: int | None = None
@@ -275,13 +282,18 @@ class Trainer:
             measure: take the gradient norm even if nothing is clipped.
         """
         train, step = self.train, self.state.step
+        if self.freezer is not None and self.freezer.advance(step, self.optimizer):
+            self._take_living()
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(step, group["lr_scale"])
+            rate = self.learning_rate(step, group["lr_scale"])
+            group["lr"] = rate if self.freezer is None else self.freezer.rate(step, group)
             group["weight_decay"] = self.weight_decay(step) if group["decay"] else 0.0
         first_row, global_rows = self._rows(step)
         row = first_row
         for number, batch in enumerate(micro_batches):
             rows = len(batch.index)
+            if self.freezer is not None:
+                self.freezer.enter(step, number)
             progress = self._progress(step, row, global_rows)
             share = rows * self.distributed.world_size / global_rows  # DDP takes the mean over the processes.
             weight = train.loss_weight(row, rows, global_rows) * self.distributed.world_size
@@ -379,6 +391,10 @@ class Trainer:
         """
         checkpoint = load_checkpoint(path, self.identity)
         restore_model(self.bare, checkpoint)
+        if self.freezer is not None and checkpoint.state.step > 0:
+            # What rested when this was written; what rests from the next step on is frozen there.
+            self.freezer.advance(checkpoint.state.step - 1, self.optimizer)
+            self._take_living()
         load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
         self.state = checkpoint.state
         self.scaler = open_scaler(self.device, self.runtime.precision, self.state)
@@ -389,6 +405,15 @@ class Trainer:
     def count_time(self) -> None:
         """Bring `state.seconds` up to date."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._begun
+
+    def _take_living(self) -> None:
+        """See to those parameters that learn: the gradients that are clipped, and those that processes share."""
+        self.parameters = [
+            parameter for group in self.optimizer.param_groups if group["clip"] for parameter in group["params"]
+        ]
+        find_idle = self.freezer is None or cast(Freezable, self.method).idle_parameters
+        self.module = self.bare  # Let go of the DDP before, whose hooks would share what rests by now.
+        self.module = wrap(self.bare, self.distributed, self.device, find_idle=find_idle)
 
     def _clip(self, max_norm: float) -> Tensor:
         clip = clip_each_tensor if self.train.clip_scope == "tensor" else clip_gradients
@@ -503,6 +528,8 @@ class Watch:
         }
         if trainer.train.optimizer.weight_decay_schedule != "constant":
             record["weight_decay"] = trainer.weight_decay(state.step - 1)
+        if trainer.freezer is not None:
+            record["frozen_units"] = trainer.freezer.frozen
         if trainer.norm is not None:
             record["grad_norm"] = float(trainer.norm)
         self._step, self._samples, self._time, self._waited = state.step, state.samples_seen, now, waited

@@ -49,6 +49,9 @@ class Method(nn.Module, ABC):
     """Encoder blocks (1-based, ascending) at which branches with losses of their own leave; a branch ends when
     progressive freezing reaches its block, see `drop_branches`."""
 
+    idle_parameters: bool = False
+    """Whether a parameter that needs a gradient may get none in some step, so that DDP has to look for such ones."""
+
     num_outputs: int | None = None
     """Outputs or prototypes K over which teacher and student spread an image's probability; None without such."""
 
@@ -82,6 +85,10 @@ class Method(nn.Module, ABC):
         if name.startswith("encoder."):
             return encoder.freezing_unit(name.removeprefix("encoder."))
         return 0 if name == "mask_token" else encoder.num_layers
+
+    def freeze(self, units: int, *, embedding: bool = True, cut: bool = True) -> None:
+        """Let the student's first units rest; see `Encoder.freeze`. What happens to parameters is the engine's part."""
+        self.encoders()["student"].freeze(units, embedding=embedding, cut=cut)
 
     def drop_branches(self, count: int) -> None:
         """Leave the `count` shallowest branches out of loss, targets and graph for good; their weights stay."""
