@@ -10,9 +10,11 @@ from halfseen.errors import ConfigError, ShapeError
 from halfseen.masking.random import (
     CellGrid,
     count_hidden,
+    count_hidden_localmim,
     count_visible,
     hidden_by_topk,
     legacy_masks,
+    mask_by_rank,
     random_visible_ids,
 )
 from halfseen.ops.patches import gather_tokens, mask_from_ids
@@ -53,6 +55,21 @@ def test_kept_counts_truncate_the_float64_product(patches: int, ratio: float, vi
 def test_hidden_counts_round_as_told(cells: int, ratio: float, up: int, down: int) -> None:
     assert count_hidden(cells, ratio, "ceil") == up
     assert count_hidden(cells, ratio, "floor") == down
+
+
+@pytest.mark.parametrize(("exact", "hidden"), [(False, 37), (True, 36)])
+def test_localmim_hides_one_patch_of_a_swin_more_unless_told_otherwise(exact: bool, hidden: int) -> None:
+    ranks = torch.randperm(49, generator=torch.Generator().manual_seed(0))
+    count = count_hidden_localmim(49, 0.75, exact)
+    mask = mask_by_rank(ranks, count)
+    assert int(mask.sum()) == count == hidden
+    assert ranks[mask].max() < ranks[~mask].min()
+
+
+@pytest.mark.parametrize(("patches", "ratio", "exact"), [(4, 0.75, False), (4, 0.2, True)])
+def test_localmim_hides_neither_all_nor_none(patches: int, ratio: float, exact: bool) -> None:
+    with pytest.raises(ConfigError, match=r"method\.mask_ratio"):
+        count_hidden_localmim(patches, ratio, exact)
 
 
 @given(

@@ -92,6 +92,32 @@ def hidden_by_topk(noise: Float[Tensor, "B N"], num_hidden: int) -> Int64[Tensor
     return noise.topk(num_hidden, dim=1).indices
 
 
+def count_hidden_localmim(num_patches: int, mask_ratio: float, exact_ratio: bool = False) -> int:
+    """How many patches LocalMIM hides from a Swin: int(N r) + 1, or int(N r) with `exact_ratio`.
+
+    The official code compares ranks with <= (49 patches, ratio 0.75: 37 are hidden, 12 visible).
+
+    Raises:
+        ConfigError: if nothing would be hidden, or nothing visible.
+    """
+    hidden = int(num_patches * mask_ratio) + (not exact_ratio)
+    if not 0 < hidden < num_patches:
+        raise ConfigError(
+            f"method.mask_ratio: {mask_ratio} of {num_patches} patches hides {hidden}; between 1 and "
+            f"{num_patches - 1} must be. Choose another ratio or a larger image."
+        )
+    return hidden
+
+
+def mask_by_rank(ranks: Int64[Tensor, "*B N"], num_hidden: int) -> Bool[Tensor, "*B N"]:
+    """Hide the patches of the `num_hidden` lowest ranks; `ranks` holds every number from 0 to N - 1 in each row.
+
+    Source: the one mask that a batch shares in Masked Image Modeling with Local Multi-Scale Reconstruction, arXiv
+    2303.05251, official Swin code.
+    """
+    return ranks < num_hidden
+
+
 @dataclass(frozen=True)
 class CellGrid:
     """Square mask cells on a square image: a fixed number is hidden, each covers whole model patches.
