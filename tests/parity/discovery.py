@@ -1,8 +1,9 @@
 """Finds the reference arrays that the parity tests compare against.
 
 The arrays lie in one sub-folder per topic of `HALFSEEN_PARITY_DIR` (default: this folder). A file's *kind* is the
-longest known prefix of its name; whatever follows the prefix tells files of one kind apart. Each parity test runs for
-every file of its kind that is found, so vectors with other sizes and seeds can be dropped in without touching a test.
+longest known prefix of its name; whatever follows the prefix tells files of one kind apart. A kind that begins with an
+underscore goes before: it claims every file that holds it. Each parity test runs for every file of its kind that is
+found, so vectors with other sizes and seeds can be dropped in without touching a test.
 """
 
 import os
@@ -48,6 +49,7 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
     "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
+    "localmim": {"vit_": ".npz", "swin_": ".npz", "_finetune": ".npz", "_layer_decay": ".npz"},
     "attention_masking": {
         "thesis_masks_": ".npz",
         "rollout_": ".npz",
@@ -56,7 +58,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vit12_attention": ".npz",
     },
 }
-"""Topic -> prefix of the file names of a kind -> suffix of its files."""
+"""Topic -> prefix (with an underscore: any part) of the file names of a kind -> suffix of its files."""
 
 COMPANIONS: dict[str, dict[str, str]] = {
     "ibot": {
@@ -66,6 +68,7 @@ COMPANIONS: dict[str, dict[str, str]] = {
         "swin_backbone": ".safetensors",
     },
     "freezeout": {"train_trace_": ".safetensors"},
+    "localmim": {"vit_": ".safetensors", "swin_": ".safetensors"},
     "attention_masking": {"vit12_backbone": ".safetensors"},
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
@@ -98,8 +101,9 @@ def vectors(topic: str) -> list[Path]:
 def kind_of(path: Path, topic: str) -> str | None:
     """The kind that a vector file belongs to, or None where no kind claims it."""
     kinds = [*KINDS[topic].items(), *NOT_YET.get(topic, {}).items(), *COMPANIONS.get(topic, {}).items()]
-    claims = [prefix for prefix, suffix in kinds if path.name.startswith(prefix) and path.suffix == suffix]
-    return max(claims, key=len, default=None)
+    fitting = [kind for kind, suffix in kinds if path.suffix == suffix]
+    inside = [kind for kind in fitting if kind.startswith("_") and kind in path.name]
+    return max(inside or [kind for kind in fitting if path.name.startswith(kind)], key=len, default=None)
 
 
 def parity_files(topic: str, prefix: str) -> list:

@@ -35,6 +35,8 @@ def test_a_stray_vector_is_noticed_and_a_readme_is_not(tmp_path: Path, monkeypat
 def test_the_longest_prefix_names_the_kind() -> None:
     assert kind_of(Path("vit_official_tiny_b.npz"), "simmim") == "vit_official"
     assert kind_of(Path("vit_official_finetune_from_pretrain_b.npz"), "simmim") == "vit_official_finetune_from_pretrain"
+    assert kind_of(Path("vit_tiny_b.npz"), "localmim") == "vit_"
+    assert kind_of(Path("vit_tiny_b_finetune_c.npz"), "localmim") == "_finetune"
 
 
 def test_every_kind_has_a_test() -> None:
