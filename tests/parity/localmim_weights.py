@@ -1,0 +1,64 @@
+"""The recorded weights of LocalMIM's encoders under timm's names."""
+
+import re
+
+import numpy as np
+from torch import Tensor
+
+from halfseen.backbones.build import build_encoder
+from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.swin import SwinEncoder
+
+
+def in_timm_order(tensor: Tensor) -> Tensor:
+    """A tensor of the patch merging, whose last axis joins four tokens: the middle two change places."""
+    return tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :].flatten(-2)
+
+
+def swin_trunk(weights: dict[str, Tensor], as_published: bool = False) -> dict[str, Tensor]:
+    """The Swin encoder's tensors, without tap norms.
+
+    Args:
+        as_published: leave the patch merging's inputs in their order, as the original's fine-tuning does.
+    """
+    trunk = {}
+    for full, tensor in weights.items():
+        name = full.removeprefix("encoder.")
+        if name == full or name.startswith("norm."):
+            continue
+        merging = re.fullmatch(r"layers\.(\d+)\.downsample\.(.*)", name)
+        if merging:
+            name = f"layers.{int(merging[1]) + 1}.downsample.{merging[2]}"
+            tensor = tensor if as_published else in_timm_order(tensor)
+        trunk[name] = tensor
+    return trunk
+
+
+def swin_encoder(arrays: dict[str, np.ndarray], weights: dict[str, Tensor], as_published: bool = False) -> SwinEncoder:
+    """The recorded Swin encoder at the size of the recorded images; its final norm is new."""
+    sizes = setting(arrays)
+    config = ModelConfig(
+        name="swin_tiny",
+        patch_size=weights["encoder.patch_embed.proj.weight"].shape[-1],
+        embed_dim=sizes["embed"],
+        depths=tuple(arrays["depths"].tolist()),
+        num_heads=tuple(arrays["num_heads"].tolist()),
+        window_size=sizes["window"],
+        norm_eps=1e-6,
+    )
+    encoder = build_encoder(config, arrays["images_u8_nhwc"].shape[1])
+    assert isinstance(encoder, SwinEncoder)
+    missing, unexpected = encoder.trunk.load_state_dict(swin_trunk(weights, as_published), strict=False)
+    assert missing == ["norm.weight", "norm.bias"] and not unexpected
+    return encoder.eval()
+
+
+def setting(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """The integers of the one `cfg_...` array by the words of its name."""
+    (name,) = (name for name in arrays if name.startswith("cfg_"))
+    return dict(zip(name.removeprefix("cfg_").split("_"), arrays[name].tolist(), strict=True))
+
+
+def mask_ratio(arrays: dict[str, np.ndarray]) -> float:
+    """The ratio as it was written, before it was stored in single precision."""
+    return float(str(arrays["mask_ratio"]))
