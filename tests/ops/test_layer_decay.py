@@ -40,3 +40,10 @@ def test_what_fine_tuning_does_not_decay() -> None:
     assert not finetune_decays("norm.weight", 1)
     assert not finetune_decays("pos_embed", 3)
     assert finetune_decays("patch_embed.proj.weight", 4)
+
+
+@pytest.mark.parametrize("decayed", [False, True])
+def test_bias_tables_of_a_swin_are_decayed_if_told(decayed: bool) -> None:
+    table = "layers.1.blocks.0.attn.relative_position_bias_table"
+    group = swin_finetune_group(table, 2, depths=(1, 1), layer_decay=0.5, decay_bias_tables=decayed)
+    assert group == GroupKey(decay=decayed, lr_scale=0.5)

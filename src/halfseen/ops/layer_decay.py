@@ -3,7 +3,8 @@
 With L blocks, ids run from 0 (embedding) over the blocks (1 .. L) to L + 1 (final norm and head); a layer's lr is
 scaled by decay ** (L + 1 - id).
 
-Source: BEiT-style fine-tuning as used by MAE (arXiv 2111.06377) and SimMIM (arXiv 2111.09886).
+Source: BEiT-style fine-tuning as used by MAE (arXiv 2111.06377), SimMIM (arXiv 2111.09886) and LocalMIM (arXiv
+2303.05251), which agree but for the bias tables of a Swin.
 """
 
 from collections.abc import Sequence
@@ -57,7 +58,8 @@ def finetune_decays(name: str, ndim: int, *, decay_bias_tables: bool = True) -> 
     Args:
         name: timm's parameter name.
         ndim: number of its axes.
-        decay_bias_tables: False for Swin, whose relative position bias tables are not decayed; a ViT's are.
+        decay_bias_tables: False for a Swin as SimMIM fine-tunes it, where relative position bias tables are not
+            decayed; a ViT's are, and so are a Swin's in LocalMIM.
     """
     if ndim <= 1 or name.endswith(".bias") or name in _NOT_DECAYED:
         return False
@@ -65,12 +67,14 @@ def finetune_decays(name: str, ndim: int, *, decay_bias_tables: bool = True) -> 
 
 
 def vit_finetune_group(name: str, ndim: int, *, depth: int, layer_decay: float) -> GroupKey:
-    """Decay and lr scale of a ViT parameter in MAE's and SimMIM's fine-tuning."""
+    """Decay and lr scale of a ViT parameter in MAE's, SimMIM's and LocalMIM's fine-tuning."""
     scale = layer_decay ** (depth + 1 - vit_layer_id(name, depth))
     return GroupKey(finetune_decays(name, ndim), scale)
 
 
-def swin_finetune_group(name: str, ndim: int, *, depths: Sequence[int], layer_decay: float) -> GroupKey:
-    """Decay and lr scale of a Swin parameter in SimMIM's fine-tuning."""
+def swin_finetune_group(
+    name: str, ndim: int, *, depths: Sequence[int], layer_decay: float, decay_bias_tables: bool = False
+) -> GroupKey:
+    """Decay and lr scale of a Swin parameter in SimMIM's fine-tuning; in LocalMIM's with `decay_bias_tables`."""
     scale = layer_decay ** (sum(depths) + 1 - swin_layer_id(name, depths))
-    return GroupKey(finetune_decays(name, ndim, decay_bias_tables=False), scale)
+    return GroupKey(finetune_decays(name, ndim, decay_bias_tables=decay_bias_tables), scale)
