@@ -49,7 +49,13 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
     "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
-    "localmim": {"vit_": ".npz", "swin_": ".npz", "_finetune": ".npz", "_layer_decay": ".npz"},
+    "localmim": {
+        "ilsvrc2012_mapping": ".npz",
+        "vit_": ".npz",
+        "swin_": ".npz",
+        "_finetune": ".npz",
+        "_layer_decay": ".npz",
+    },
     "attention_masking": {
         "thesis_masks_": ".npz",
         "rollout_": ".npz",

@@ -1,4 +1,4 @@
-"""`halfseen data check`: the data doctor on the command line."""
+"""`halfseen data`: the data doctor, and ImageNet into class folders, on the command line."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from halfseen.data.doctor import Report
+    from halfseen.data.imagenet import Synsets
+    from halfseen.data.placing import Mode, Plan
 
-app = typer.Typer(help="Look at data before training on it.", add_completion=False, no_args_is_help=True)
+app = typer.Typer(
+    help="Look at data before training on it, and bring it into order.", add_completion=False, no_args_is_help=True
+)
 SHOWN_FILES = 20
+MODES: dict["Mode", str] = {"copy": "Copied", "move": "Moved", "symlink": "Linked", "hardlink": "Linked"}
 
 
 @app.callback()
 def data() -> None:
-    """Look at data before training on it."""
+    """Look at data before training on it, and bring it into order."""
 
 
 @app.command(epilog="Example: halfseen data check my_photos --json report.json")
@@ -75,6 +80,145 @@ def check(
         content["shared_by_train_and_test"] = {"pairs": shared}
         _write_json(json_path, content, str(list_path) if list_path else None)
         console.print(f"Report: {json_path}", markup=False, soft_wrap=True)
+
+
+@app.command(
+    "arrange-imagenet",
+    epilog="Example: halfseen data arrange-imagenet --src val --devkit ILSVRC2012_devkit_t12.tar.gz --dst imagenet/val",
+)
+def arrange_imagenet(
+    src: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The flat folder of ILSVRC2012_val_00000001.JPEG and so on.")
+    ] = None,
+    val_tar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="ILSVRC2012_img_val.tar, unpacked to DST/val.")
+    ] = None,
+    train_tar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="ILSVRC2012_img_train.tar, unpacked to DST/train.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="FILE", help="ILSVRC2012_validation_ground_truth.txt.")] = None,
+    meta: Annotated[Path | None, typer.Option(metavar="FILE", help="meta.mat of the development kit.")] = None,
+    devkit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz, which holds both: instead of the two."),
+    ] = None,
+    dst: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the class folders go; default: into --src itself.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="copy (default), move, symlink or hardlink the files of --src; only move takes them away."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+) -> None:
+    """Sort ImageNet (ILSVRC2012) into class folders, from the flat validation images or the published archives.
+
+    Labels, classes and images are counted before anything is touched. A run that was stopped goes on where it was when
+    the same command is given again.
+    """
+    from halfseen.cli.inputs import progress_line
+    from halfseen.data.imagenet import plan_folder, plan_training_archive, plan_validation_archive
+    from halfseen.data.placing import bytes_to_write, check_room, find_unplaced, place
+
+    chosen = _check_arrangement(src, val_tar, train_tar, labels, meta, devkit, dst, mode)
+    listed, synsets = _read_kit(labels, meta, devkit, with_labels=src is not None or val_tar is not None)
+    plans: list[Plan] = []
+    with progress_line() as progress:
+        if src is not None and synsets is not None:
+            plans.append(plan_folder(src, dst or src, listed, synsets))
+        if dst is not None and val_tar is not None and synsets is not None:
+            plans.append(
+                plan_validation_archive(
+                    val_tar, dst / "val", listed, synsets, lambda done, of: progress("checking val", done, of)
+                )
+            )
+        if dst is not None and train_tar is not None:
+            plans.append(
+                plan_training_archive(
+                    train_tar, dst / "train", synsets, lambda done, of: progress("checking train", done, of)
+                )
+            )
+    todo = [find_unplaced(plan, chosen) for plan in plans]
+    for plan in plans:
+        check_room(plan.dst, sum(bytes_to_write(each, rows, chosen) for each, rows in zip(plans, todo, strict=True)))
+    for plan, rows in zip(plans, todo, strict=True):
+        if not dry_run:
+            with progress_line() as progress:
+                place(plan, rows, chosen, lambda done, of: progress("placing", done, of))
+        _tell_arrangement(plan, len(rows), chosen, dry_run)
+    if dry_run:
+        typer.echo("Nothing was touched.")
+    elif src is not None and chosen != "move" and (dst is None or dst.resolve() == src.resolve()):
+        typer.echo(f"The flat files are in {src} as well; --mode move takes them away.")
+
+
+def _check_arrangement(
+    src: Path | None,
+    val_tar: Path | None,
+    train_tar: Path | None,
+    labels: Path | None,
+    meta: Path | None,
+    devkit: Path | None,
+    dst: Path | None,
+    mode: str | None,
+) -> "Mode":
+    """The mode, if the options go together; archives are always copied out.
+
+    Raises:
+        ConfigError: they don't.
+    """
+    from halfseen.errors import ConfigError
+
+    archive = val_tar or train_tar
+    if (src is None) == (archive is None):
+        raise ConfigError(
+            "arrange-imagenet: give either --src, the flat folder of validation images, or --val-tar and --train-tar, "
+            "one of them or both."
+        )
+    if archive is not None and dst is None:
+        raise ConfigError("--dst: missing. Name the folder that will hold train/ and val/.")
+    if archive is not None and mode is not None:
+        raise ConfigError(f"--mode: got '{mode}', but images are always copied out of an archive. Leave it out.")
+    if devkit is not None and (labels or meta):
+        raise ConfigError("--devkit: it holds the labels and meta.mat; leave --labels and --meta out, or --devkit.")
+    if devkit is None and (src or val_tar) and not (labels and meta):
+        raise ConfigError(
+            f"{'--meta' if labels else '--labels'}: missing. Give --devkit ILSVRC2012_devkit_t12.tar.gz, or --labels "
+            "and --meta with the two files in its folder `data`."
+        )
+    if labels is not None and not (src or val_tar):
+        raise ConfigError("--labels: they belong to validation images, but only --train-tar is given. Leave it out.")
+    known = next((each for each in MODES if each == (mode or "copy")), None)
+    if known is None:
+        raise ConfigError(f"--mode: unknown '{mode}'. Known: {', '.join(MODES)}.")
+    return known
+
+
+def _read_kit(
+    labels: Path | None, meta: Path | None, devkit: Path | None, with_labels: bool
+) -> tuple[list[int], "Synsets | None"]:
+    """Labels and classes as far as they are given; counts other than the published ones are told on stderr."""
+    from halfseen.data.imagenet import read_devkit, read_labels, read_synsets, unusual_counts
+
+    if devkit is not None:
+        listed, synsets = read_devkit(devkit)
+    elif meta is not None:
+        listed, synsets = read_labels(labels) if labels is not None else [], read_synsets(meta)
+    else:
+        return [], None
+    for sentence in unusual_counts(listed if with_labels else None, synsets):
+        typer.echo(f"Warning: {sentence}.", err=True)
+    return listed, synsets
+
+
+def _tell_arrangement(plan: "Plan", num_new: int, mode: "Mode", dry_run: bool) -> None:
+    folders = {target.partition("/")[0] for target in plan.targets}
+    there = len(plan) + plan.num_placed - num_new
+    verb = f"Would {mode}" if dry_run else MODES[mode]
+    typer.echo(
+        f"{verb} {num_new:,} images from {plan.origin} into {len(folders):,} class folders below {plan.dst}"
+        f"{f'; {there:,} were there already' if there else ''}."
+    )
 
 
 def _write_json(path: Path, content: dict[str, dict[str, object]], list_path: str | None) -> None:
