@@ -252,6 +252,25 @@ def test_subset_size_draws_from_the_training_split_only(tmp_path: Path, draw: Dr
         drawn(21, 0)
 
 
+def test_subset_fraction_draws_a_share_of_the_training_split(tmp_path: Path, draw: Draw) -> None:
+    draw(*(f"train/{number}.png" for number in range(20)), *(f"val/{number}.png" for number in range(5)))
+    root = str(tmp_path)
+
+    def drawn(**keys: object) -> list[str]:
+        config = DataConfig.model_validate({"source": root, **keys})
+        assert len(open_source(root, "test", config=config)) == 5
+        return names_in(open_source(root, config=config), tmp_path)
+
+    for share, rounding, size in ((0.2, "floor", 4), (0.29, "floor", 5), (0.29, "ceil", 6), (0.125, "round", 2)):
+        keys = {"subset_fraction": share, "subset_rounding": rounding}
+        assert drawn(**keys, subset_seed=3) == drawn(subset_size=size, subset_seed=3)
+        assert drawn(**keys, subset_seed=3) != drawn(**keys, subset_seed=4)
+    with pytest.raises(DataError, match=r"subset_fraction: got 0\.04, which leaves none of the 20 images"):
+        drawn(subset_fraction=0.04)
+    with pytest.raises(ValidationError, match=r"subset_per_class: got 2 beside subset_fraction=0\.5.*in one way only"):
+        drawn(subset_fraction=0.5, subset_per_class=2)
+
+
 def test_subsets_by_class_are_of_the_training_split_only(tmp_path: Path, draw: Draw) -> None:
     draw(*(f"train/{name}/{number}.png" for name, count in (("cat", 5), ("dog", 10)) for number in range(count)))
     draw(*(f"val/{name}/{number}.png" for name in ("cat", "dog") for number in range(3)))

@@ -36,7 +36,13 @@ class DataConfig(BaseModel):
     subset_size: int | None = Field(
         default=None, ge=1, description="Train on this many images drawn from the training split; None uses all."
     )
-    subset_seed: int = Field(default=0, ge=0, description="Seed of the draw of `subset_size` images.")
+    subset_fraction: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        description="Train on this share of the training split, drawn at random; None uses all.",
+    )
+    subset_seed: int = Field(default=0, ge=0, description="Seed of the draw of `subset_size` or `subset_fraction`.")
     subset_per_class: int | None = Field(
         default=None,
         ge=1,
@@ -50,8 +56,8 @@ class DataConfig(BaseModel):
     )
     subset_rounding: Literal["floor", "ceil", "round"] = Field(
         default="floor",
-        description="How `subset_fraction_per_class` of a class becomes a number of images: floor, ceil or round "
-        "(halves to the even number).",
+        description="How `subset_fraction`, or `subset_fraction_per_class` of a class, becomes a number of images: "
+        "floor, ceil or round (halves to the even number).",
     )
     subset_list: str | None = Field(
         default=None,
@@ -94,7 +100,7 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_subset_at_most(self) -> "DataConfig":
-        keys = ("subset_size", "subset_per_class", "subset_fraction_per_class", "subset_list")
+        keys = ("subset_size", "subset_fraction", "subset_per_class", "subset_fraction_per_class", "subset_list")
         given = [key for key in keys if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(
@@ -105,10 +111,11 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "DataConfig":
-        if self.subset_rounding != "floor" and self.subset_fraction_per_class is None:
+        no_share = self.subset_fraction is None and self.subset_fraction_per_class is None
+        if self.subset_rounding != "floor" and no_share:
             raise ValueError(
-                f"subset_rounding: got '{self.subset_rounding}', but it has an effect with subset_fraction_per_class "
-                "only. Leave it out."
+                f"subset_rounding: got '{self.subset_rounding}', but it has an effect with subset_fraction and "
+                "subset_fraction_per_class only. Leave it out."
             )
         if self.scene_size is not None and self.source != SCENES:
             raise ValueError(

@@ -17,9 +17,15 @@ from jaxtyping import Int, UInt8
 
 from halfseen.data.config import DataConfig
 from halfseen.data.decode import BadImage
-from halfseen.data.subsets import first_of_each_class, read_subset_list, rows_of_list, share_of_each_class
+from halfseen.data.subsets import (
+    draw_rows,
+    first_of_each_class,
+    read_subset_list,
+    rows_of_list,
+    share_of,
+    share_of_each_class,
+)
 from halfseen.errors import DataError
-from halfseen.ops.randomness import numpy_generator
 
 __all__ = ["ArraySource", "BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
 
@@ -188,8 +194,15 @@ def _chosen_rows(opened: Source, settings: DataConfig) -> Int[np.ndarray, " m"] 
                 f"data.subset_size: got {settings.subset_size}, but '{settings.source}' has {len(opened)} images. "
                 "Write a smaller number, or null for all."
             )
-        order = numpy_generator(settings.subset_seed, "subset").permutation(len(opened))
-        return np.sort(order[: settings.subset_size])
+        return draw_rows(len(opened), settings.subset_size, settings.subset_seed)
+    if settings.subset_fraction is not None:
+        count = int(share_of(np.array(len(opened)), settings.subset_fraction, settings.subset_rounding))
+        if not count:
+            raise DataError(
+                f"data.subset_fraction: got {settings.subset_fraction}, which leaves none of the {len(opened)} images "
+                f"of '{settings.source}'. Write a larger share."
+            )
+        return draw_rows(len(opened), count, settings.subset_seed)
     if settings.subset_list is not None:
         return _listed_rows(opened, settings.subset_list)
     if settings.subset_per_class is not None:

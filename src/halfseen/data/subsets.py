@@ -1,4 +1,4 @@
-"""Which images of a training split a run sees: the first ones of each class, or those of a list.
+"""Which images of a training split a run sees: some drawn at random, the first ones of each class, those of a list.
 
 Pure functions from labels and names to row numbers. Rows come back ascending, so the order of the images and the
 numbers of their classes stay as they were.
@@ -13,11 +13,23 @@ import numpy as np
 from jaxtyping import Int64
 
 from halfseen.errors import DataError
+from halfseen.ops.randomness import numpy_generator
 
 Rounding = Literal["floor", "ceil", "round"]
 
 _ROUND = {"floor": np.floor, "ceil": np.ceil, "round": np.rint}
 _TOO_MANY_TO_NAME = 3
+
+
+def draw_rows(num_rows: int, count: int, seed: int) -> Int64[np.ndarray, " m"]:
+    """`count` of the rows, drawn by `seed`; a smaller draw of the same seed is a part of a larger one."""
+    return np.sort(numpy_generator(seed, "subset").permutation(num_rows)[:count])
+
+
+def share_of(sizes: Int64[np.ndarray, "*any"], fraction: float, rounding: Rounding) -> Int64[np.ndarray, "*any"]:
+    """`fraction` of each size as a whole number; round takes halves to the even number."""
+    # Decimal fractions are meant: without this 0.29 of 100 would be 28.999999999999996, and 0.07 of it need 8.
+    return np.asarray(_ROUND[rounding](np.round(fraction * sizes, 9))).astype(np.int64)
 
 
 def first_of_each_class(
@@ -45,9 +57,7 @@ def share_of_each_class(
         names: what "first" goes by, in the order of their bytes; None = the order of the rows.
     """
     sizes = np.bincount(labels[labels >= 0], minlength=_num_classes(labels))
-    # Decimal fractions are meant: without this 0.29 of 100 would be 28.999999999999996, and 0.07 of it need 8.
-    quotas = _ROUND[rounding](np.round(fraction * sizes, 9))
-    return _first(labels, quotas.astype(np.int64), names)
+    return _first(labels, share_of(sizes, fraction, rounding), names)
 
 
 def _num_classes(labels: Int64[np.ndarray, " n"]) -> int:
