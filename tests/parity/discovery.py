@@ -51,6 +51,7 @@ KINDS: dict[str, dict[str, str]] = {
     "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
     "localmim": {
         "ilsvrc2012_mapping": ".npz",
+        "hog_targets": ".npz",
         "vit_": ".npz",
         "swin_": ".npz",
         "_finetune": ".npz",

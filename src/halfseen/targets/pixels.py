@@ -1,14 +1,23 @@
 """Pixels as the target: patches of the normalised picture, standardised one by one if asked for."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from halfseen.ops.patches import PixelOrder, patchify
 
 _VARIANCE_FLOOR = 1e-6
+
+
+class PixelConfig(BaseModel):
+    """The pixels themselves."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["pixels"] = Field("pixels", description="the target: pixels = those of the normalised picture")
 
 
 class PatchStatistics(NamedTuple):
