@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 
 from command_line import TINY, checkpoints, run
 
+FREEZING = ("model.depth=4", "train.freeze.t0=0.3", "train.freeze.scale=linear")
 CASES = {method: (TINY[method], 1e-5) for method in TINY} | {
     # As many prototypes' gradients are summed as there are processes, and a batch norm over a few nearly equal class
     # tokens enlarges rounding errors: without the two, one and two processes agree as for the other methods.
     "msn": ((*TINY["msn"], "method.use_bn=false", "method.prototype_gradient=mean"), 1e-5),
     "msn with batch norm": (TINY["msn"], 3e-4),
+    # Four freezes within the ten steps of the test; two micro-batches per step.
+    "mae with freezing": ((*TINY["mae"], *FREEZING, "train.micro_batch_size=2"), 1e-5),
+    "ibot with freezing": ((*TINY["ibot"], *FREEZING), 1e-5),
 }
 
 

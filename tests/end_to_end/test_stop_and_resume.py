@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -45,6 +46,39 @@ def test_killed_runs_end_with_the_same_bits(method: str, make_images: Callable[.
     assert done.returncode == 0, done.stderr
     assert final_weights(killed_run) == final_weights(tmp_path / "runs" / "unbroken")
     assert losses(killed_run) == losses(tmp_path / "runs" / "unbroken")
+
+
+@pytest.mark.slow
+def test_a_run_killed_around_a_freeze_ends_with_the_same_bits(make_images: Callable[..., Path], tmp_path: Path) -> None:
+    """`kill -9` as soon as the checkpoint before, at or after a freeze is there, and on from that very checkpoint."""
+    make_images(tmp_path / "photos", count=80)
+    words = (
+        "pretrain", "photos", *TINY["mae"], "model.depth=3", "train.epochs=4", "train.checkpoint_every_steps=1",
+        "train.keep_checkpoints=100", "train.freeze.t0=0.4", "train.freeze.scale=linear",
+    )  # fmt: skip
+    done = run(*words, "--name", "unbroken", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    unbroken = tmp_path / "runs" / "unbroken"
+    frozen = [json.loads(line)["frozen_units"] for line in (unbroken / "metrics.jsonl").read_text().splitlines()]
+    events = [step for step in range(1, len(frozen)) if frozen[step] > frozen[step - 1]]
+    assert len(events) == 3 and frozen[-1] == 3
+    for number, moment in enumerate([events[0] - 1, events[1], events[2] + 1]):
+        name = f"killed{number}"
+        killed_run = tmp_path / "runs" / name
+        process = start(*words, "--name", name, cwd=tmp_path)
+        reached = killed_run / "checkpoints" / f"step-{moment:08d}"
+        while process.poll() is None and not reached.is_dir():
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run is too short to be killed"
+        for later in checkpoints(killed_run):
+            if later > reached:
+                shutil.rmtree(later)
+        done = run("pretrain", "--resume", f"runs/{name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert final_weights(killed_run) == final_weights(unbroken)
+        assert losses(killed_run) == losses(unbroken)
 
 
 @pytest.mark.slow

@@ -401,6 +401,11 @@ class TrainConfig(BaseModel):
         weight = (rows - late) / self.batch_size
         return weight + (late / (batch_rows - whole) / self.unscaled_accumulation if late else 0.0)
 
+    def rows_per_process(self, num_images: int, steps_per_epoch: int, processes: int) -> int:
+        """Images that one of `processes` sees in an epoch of a source of `num_images`."""
+        rows = steps_per_epoch * self.batch_size if self.drop_last else num_images
+        return -(-rows // processes)
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Updates of the whole schedule: `epochs` worth, at least one."""
         return max(1, round(self.epochs * steps_per_epoch))

@@ -28,7 +28,7 @@ from halfseen.engine.checkpoint import (
 from halfseen.engine.config import RuntimeConfig, TrainConfig
 from halfseen.engine.distributed import Distributed, wrap
 from halfseen.engine.finding import Finding
-from halfseen.engine.freezing import Freezable, Freezer
+from halfseen.engine.freezing import Freezable, Freezer, saved_share, saved_words
 from halfseen.engine.health import Health, findings_before
 from halfseen.engine.interruption import Interruption
 from halfseen.engine.journal import Journal, Record
@@ -176,12 +176,14 @@ def fit(
                 if on_batch is not None:
                     on_batch(micro_batches)
                 trainer.train_step(micro_batches, measure=watch.is_due(state.step + 1))
+                trainer.time_step()
                 if watch.is_due(state.step):
                     watch.look()
                 asked_to_stop, overdue = agreement.wait()
                 stop = bool(asked_to_stop) or (not trainer.has_company and interruption.requested)
                 if stop or overdue or trainer.save_is_due():
                     trainer.save(on_checkpoint)
+                trainer.leave_out_time()
                 if stop:
                     break
             if not trainer.is_saved:
@@ -190,7 +192,7 @@ def fit(
         terminal.close()
     finished = state.step >= last_step
     if finished:
-        message = f"Trained to step {state.step} in {duration(state.seconds)}."
+        message = f"Trained to step {state.step} in {duration(state.seconds)}." + saved_words(state)
     else:
         message = (
             f"Stopped by {interruption.signal_name} after step {state.step} of {last_step}; nothing is lost. "
@@ -236,10 +238,8 @@ class Trainer:
         self.device = open_device(runtime.device, distributed.local_rank)
         self.bare = cast(nn.Module, method).to(self.device).train()
         self.method = method
-        rows = loader.sampler.num_images if not train.drop_last else loader.steps_per_epoch * train.batch_size
-        self.learning_rate = LearningRate.of_run(
-            train, split, loader.steps_per_epoch, -(-rows // distributed.world_size), method.schedule_horizon
-        )
+        rows = train.rows_per_process(loader.sampler.num_images, loader.steps_per_epoch, distributed.world_size)
+        self.learning_rate = LearningRate.of_run(train, split, loader.steps_per_epoch, rows, method.schedule_horizon)
         self.weight_decay = WeightDecay(train.optimizer, self.total_steps, method.schedule_horizon)
         self.freezer: Freezer | None = None
         if train.freeze is not None:
@@ -257,6 +257,7 @@ class Trainer:
         self._saved_step: int | None = None
         self._saved_at = self._begun = time.monotonic()
         self._seconds_before = 0.0
+        self._step_began: float | None = None
 
     @property
     def has_company(self) -> bool:
@@ -406,6 +407,18 @@ class Trainer:
         """Bring `state.seconds` up to date."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._begun
 
+    def time_step(self) -> None:
+        """Count the time of the step that was made, waiting for its data included, for the number of frozen units."""
+        now = time.monotonic()
+        if self.freezer is not None and self._step_began is not None:
+            self.state.add_time(self.freezer.frozen, now - self._step_began)
+        self._step_began = now
+
+    def leave_out_time(self) -> None:
+        """Don't count what was done since the last step, be it a look or a checkpoint."""
+        if self._step_began is not None:
+            self._step_began = time.monotonic()
+
     def _take_living(self) -> None:
         """See to those parameters that learn: the gradients that are clipped, and those that processes share."""
         self.parameters = [
@@ -530,6 +543,9 @@ class Watch:
             record["weight_decay"] = trainer.weight_decay(state.step - 1)
         if trainer.freezer is not None:
             record["frozen_units"] = trainer.freezer.frozen
+            saved = saved_share(state)
+            if saved is not None:
+                record["time_saved_share"] = saved
         if trainer.norm is not None:
             record["grad_norm"] = float(trainer.norm)
         self._step, self._samples, self._time, self._waited = state.step, state.samples_seen, now, waited

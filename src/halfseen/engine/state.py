@@ -15,6 +15,8 @@ class TrainState:
         window_sums: sums of the loss and the method's metrics over the updates since the last line of metrics.jsonl.
         window_counts: updates that each of these sums is made of.
         scaler: the loss scaler's numbers under fp16, else empty.
+        frozen_steps, frozen_seconds: updates that were timed and their time, by the number of frozen units (as text);
+            empty without progressive freezing.
     """
 
     step: int = 0
@@ -23,11 +25,19 @@ class TrainState:
     window_sums: dict[str, float] = field(default_factory=dict)
     window_counts: dict[str, int] = field(default_factory=dict)
     scaler: dict[str, float] = field(default_factory=dict)
+    frozen_steps: dict[str, int] = field(default_factory=dict)
+    frozen_seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
         """Take in the value of one update."""
         self.window_sums[name] = self.window_sums.get(name, 0.0) + value
         self.window_counts[name] = self.window_counts.get(name, 0) + 1
+
+    def add_time(self, frozen: int, seconds: float) -> None:
+        """Count an update that took `seconds` while `frozen` units rested."""
+        key = str(frozen)
+        self.frozen_steps[key] = self.frozen_steps.get(key, 0) + 1
+        self.frozen_seconds[key] = self.frozen_seconds.get(key, 0.0) + seconds
 
     def close_window(self) -> dict[str, float]:
         """Mean of each value over the updates since the last call, and start anew."""

@@ -1,17 +1,21 @@
 """What a run would cost, found out before it starts: parameters, steps, memory, and time measured on a few images."""
 
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from halfseen.data.loader import stack_images
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
+from halfseen.engine.freezing import Freezer
+from halfseen.engine.optim import LearningRate
 from halfseen.engine.precision import autocast, open_device
 from halfseen.engine.terminal import duration
 from halfseen.methods.base import Method
+from halfseen.ops.freezing import Stage
 from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import prepare_method
@@ -22,6 +26,7 @@ FIRST_IMAGES = 2
 TRIAL_SECONDS = 2.0
 """About as long one measured pass takes; small models are tried on whole micro-batches, large ones on few images."""
 TRIAL_PASSES = 3
+STAGE_PASSES = 2
 BYTES_PER_WEIGHT = 16
 """Weight, gradient and AdamW's two moments, float32 each."""
 SAMPLE_MASKS = 64
@@ -48,6 +53,20 @@ class MaskSample(NamedTuple):
     average_distance: float
 
 
+class StageCost(NamedTuple):
+    """A stretch of a run between two freezes, and a pass in it.
+
+    Attributes:
+        stage: its steps and what is frozen.
+        seconds: a pass forward and backward, measured; of as many images in all stages.
+        flops: its multiplications and additions in matrix products and convolutions, counted.
+    """
+
+    stage: Stage
+    seconds: float
+    flops: int
+
+
 class Estimate(NamedTuple):
     """The size of a run.
 
@@ -59,6 +78,7 @@ class Estimate(NamedTuple):
         weight_bytes: weights, gradients and moments.
         activation_bytes: kept for the backward pass, of one micro-batch on one process.
         masks: a sample of the masks; None where the method draws none.
+        stages: what a pass costs between two freezes, in order; empty without progressive freezing.
     """
 
     images: int
@@ -70,11 +90,21 @@ class Estimate(NamedTuple):
     weight_bytes: int
     activation_bytes: int
     masks: MaskSample | None
+    stages: tuple[StageCost, ...] = ()
 
     @property
     def seconds(self) -> float:
         """Time of all steps on one device like this one, without waiting for data."""
-        return self.seconds_per_image * self.steps * self.images_per_step
+        unfrozen = self.seconds_per_image * self.steps * self.images_per_step
+        return unfrozen * (1 - self.saved("seconds"))
+
+    def saved(self, what: Literal["seconds", "flops"]) -> float:
+        """Share of the time or of the operations that freezing saves; 0 without it."""
+        if not self.stages:
+            return 0.0
+        costs = [float(getattr(cost, what)) for cost in self.stages]
+        spent = sum(cost * stage.stage.steps for cost, stage in zip(costs, self.stages, strict=True))
+        return 1 - spent / (costs[0] * sum(stage.stage.steps for stage in self.stages))
 
     @property
     def images_per_step(self) -> float:
@@ -106,6 +136,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
         weight_bytes=BYTES_PER_WEIGHT * parameters,
         activation_bytes=trial.kept_bytes * split.micro_batch_size // trial.images,
         masks=look_at_masks(method, config.seed),
+        stages=_try_stages(config, method, len(source), steps_per_epoch, processes, trial.images),
     )
 
 
@@ -130,6 +161,7 @@ def describe(config: RunConfig, processes: int = 1) -> str:
         f"{_bytes(found.weight_bytes)} weights and moments, {_bytes(found.activation_bytes)} activations",
         f"time         about {duration(found.seconds / processes)} on {processes} x this machine's {where} "
         "(measured on a few passes, without waiting for data)",
+        *_describe_stages(found),
     )
     return "\n".join(lines)
 
@@ -139,6 +171,24 @@ def _describe_masks(masks: MaskSample | None) -> tuple[str, ...]:
         return ()
     distance = f"{masks.average_distance:.1f} px from the nearest visible one (AvgDist)"
     return (f"masks        hide {masks.hidden_share:.0%} of the pixels, on average {distance}",)
+
+
+def _describe_stages(found: Estimate) -> tuple[str, ...]:
+    """When what freezes, and what that saves."""
+    if not found.stages:
+        return ()
+    first = found.stages[0]
+    lines = [
+        f"freezing     saves about {found.saved('seconds'):.1%} of the time and {found.saved('flops'):.1%} of the "
+        "operations of all steps (both of passes that were tried at each stage)",
+        "             from step    epoch   units frozen   branches left out   time of a step   operations",
+    ]
+    for stage, seconds, flops in found.stages:
+        lines.append(
+            f"             {stage.first_step:9,} {stage.first_step / found.steps_per_epoch:8.2f} {stage.frozen:14} "
+            f"{stage.branches_gone:19} {seconds / first.seconds:16.0%} {flops / first.flops:12.0%}"
+        )
+    return tuple(lines)
 
 
 def _steps_per_epoch(config: RunConfig, source: Source) -> int:
@@ -155,6 +205,29 @@ def _try_out(config: RunConfig, method: Method, micro_batch_size: int) -> Trial:
     count = max(count, min(micro_batch_size, int(count * TRIAL_SECONDS / first.seconds)))
     trials = [_pass(config, method, device, count) for _ in range(TRIAL_PASSES)]
     return min(trials, key=lambda trial: trial.seconds)
+
+
+def _try_stages(
+    config: RunConfig, method: Method, num_images: int, steps_per_epoch: int, processes: int, count: int
+) -> tuple[StageCost, ...]:
+    """A pass of `count` images in each stage of progressive freezing. Freezes the method for good."""
+    train = config.train
+    if train.freeze is None:
+        return ()
+    rows = train.rows_per_process(num_images, steps_per_epoch, processes)
+    rate = LearningRate.of_run(train, train.split(processes), steps_per_epoch, rows, method.schedule_horizon)
+    freezer = Freezer(train.freeze, method, train, rate, steps_per_epoch)
+    device = open_device(config.runtime.device)
+    found = []
+    for stage in freezer.schedule.stages(train.last_step(steps_per_epoch), steps_per_epoch, freezer.taps):
+        freezer.advance(stage.first_step)
+        freezer.enter(stage.first_step, rate.accumulation - 1)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            _pass(config, method, device, count)
+        seconds = min(_pass(config, method, device, count).seconds for _ in range(STAGE_PASSES))
+        found.append(StageCost(stage, seconds, counter.get_total_flops()))
+    return tuple(found)
 
 
 def _pass(config: RunConfig, method: Method, device: torch.device, count: int) -> Trial:

@@ -15,6 +15,8 @@ CHARTS: dict[str, tuple[str, bool, bool]] = {
     "images_per_second": ("Images per second", False, False),
     "data_wait_share": ("Share of the time spent waiting for data", False, False),
     "grad_norm": ("Gradient norm", True, True),
+    "frozen_units": ("Units that progressive freezing has stopped", False, False),
+    "time_saved_share": ("Share of the steps' time that freezing has saved, measured", False, False),
     "knn_teacher": ("k-NN accuracy of the teacher during training, in percent", False, False),
     "knn_student": ("k-NN accuracy of the student during training, in percent", False, False),
     "rankme": ("Effective rank of the features (RankMe)", False, False),
