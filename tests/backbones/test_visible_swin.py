@@ -48,9 +48,9 @@ def random_mask(encoder: SwinEncoder, num_hidden: int, seed: int = 3) -> Tensor:
 
 def in_raster_order(tap: VisibleTap, fill: float = 0.0) -> Tensor:
     """The whole map [B, side, side, C], `fill` where it is hidden."""
-    B, n, C = tap.tokens.shape
-    hidden = tap.tokens.new_full((B, tap.shape.side**2 - n, C), fill)
-    whole = torch.cat([tap.tokens, hidden], dim=1)[:, tap.ids_restore[tap.ids_raster]]
+    B, _, C = tap.tokens.shape
+    whole = tap.tokens.new_full((B, tap.shape.side**2, C), fill)
+    whole[:, tap.visible_ids[0]] = tap.tokens
     return whole.reshape(B, tap.shape.side, tap.shape.side, C)
 
 
@@ -204,18 +204,18 @@ def test_packing_keeps_windows_whole_and_groups_small(
         assert closed[empty][:, ~empty].all() and closed[~empty][:, empty].all() and not closed[empty][:, empty].any()
 
 
-def test_orders_restore_patch_major_and_raster_order() -> None:
+def test_places_are_patch_major_and_complete() -> None:
     encoder = small()
     side, _ = mask_grid(encoder)
     mask = random_mask(encoder, 20)
     for tap in encode_visible(encoder, pictures(encoder, 1), mask):
-        inner = tap.shape.side // side
-        patch = torch.arange(side**2).repeat_interleave(inner**2)
-        hidden = mask[patch]
-        order = torch.cat([(~hidden).nonzero().squeeze(1), hidden.nonzero().squeeze(1)])
-        assert torch.equal(order[tap.ids_restore], torch.arange(len(hidden)))
-        rows = torch.arange(tap.shape.side) // inner
-        assert torch.equal(patch[tap.ids_raster], (rows[:, None] * side + rows).flatten())
+        times = tap.shape.side // side
+        rows = torch.arange(tap.shape.side) // times
+        patch = (rows[:, None] * side + rows).flatten()
+        for ids, hidden in ((tap.visible_ids[0], False), (tap.hidden_ids[0], True)):
+            # Patch after patch, and inside each in raster order.
+            expected = [(patch == number).nonzero().squeeze(1) for number in (mask == hidden).nonzero()]
+            assert torch.equal(ids, torch.cat(expected))
 
 
 def test_shapes_are_known_beforehand() -> None:

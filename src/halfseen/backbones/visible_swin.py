@@ -46,14 +46,14 @@ class VisibleTap(NamedTuple):
 
     Attributes:
         tokens: float [B, n, C], patch-major.
-        ids_restore: int64 [N]: gathering cat(visible, hidden) tokens by it gives all tokens of the map, patch-major.
-        ids_raster: int64 [N]: gathering patch-major tokens by it gives raster order.
-        shape: of the whole map, N = side^2.
+        visible_ids: int64 [1, n], row-major places of `tokens` in the map, in their order.
+        hidden_ids: int64 [1, m], places of the other tokens, patch-major too.
+        shape: of the whole map, n + m = side^2.
     """
 
     tokens: Tensor
-    ids_restore: Tensor
-    ids_raster: Tensor
+    visible_ids: Tensor
+    hidden_ids: Tensor
     shape: TapShape
 
 
@@ -132,7 +132,11 @@ def encode_visible(
         }
         for number, (stage, inner) in enumerate(zip(stages, inner_sides, strict=True))
     ]
-    orders = {inner: _orders(mask, side, inner, device) for inner in inner_sides[1:] or inner_sides}
+    hidden = mask.nonzero().squeeze(1)
+    places = {
+        inner: (_row_major(visible, side, inner, device), _row_major(hidden, side, inner, device))
+        for inner in inner_sides[1:] or inner_sides
+    }
 
     with encoder.gradient(0):
         x = _embed(encoder, images, _to(visible, device))
@@ -146,7 +150,7 @@ def encode_visible(
         if inner > 1:
             with encoder.gradient(number):
                 x = _merge(stages[len(taps) + 1].downsample, x, inner)
-        taps.append(VisibleTap(x, *orders[max(1, inner // 2)], shape))
+        taps.append(VisibleTap(x, *places[max(1, inner // 2)], shape))
     return tuple(taps)
 
 
@@ -216,14 +220,10 @@ def _positions(visible: Tensor, side: int, inner: int, coords: Coords) -> tuple[
     return rows.flatten(), columns.flatten()
 
 
-def _orders(mask: Tensor, side: int, inner: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`ids_restore` and `ids_raster` of a map with inner x inner tokens in every patch of the mask."""
-    hidden = mask.repeat_interleave(inner**2)
-    visible_first = hidden.to(torch.uint8).argsort(stable=True)
-    restore = torch.empty_like(visible_first)
-    restore[visible_first] = torch.arange(len(hidden))
-    raster = torch.arange(len(hidden)).reshape(side, side, inner, inner).transpose(1, 2).reshape(-1)
-    return _to(restore, device), _to(raster, device)
+def _row_major(patches: Tensor, side: int, inner: int, device: torch.device) -> Tensor:
+    """Row-major places [1, n] of the tokens of some patches of the mask, each of inner x inner tokens."""
+    rows, columns = _positions(patches, side, inner, "fixed")
+    return _to(rows * (side * inner) + columns, device)[None]
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
