@@ -33,28 +33,40 @@ def init_mae(encoder: Encoder, decoder: nn.Module, generator: Generator) -> None
         raise ConfigError(
             "model.name: MAE drops patches and needs a plain ViT (vit_*), this model has none of its positions."
         )
-    if isinstance(encoder.trunk.patch_embed, ConvStem):
-        raise ConfigError(
-            "model.name: a convolutional stem looks beyond its patch, so MAE's hidden patches would be seen. Use a "
-            "vit_* model with a plain patch projection, e.g. vit_small."
-        )
-    if encoder.trunk.pos_embed is None:
-        raise ConfigError(
-            "model.absolute_positions: got false, but MAE always puts its sine-cosine positions there. Leave it out."
-        )
-    encoder.use_sincos_positions()
+    _fix_positions(encoder, "MAE")
     for module in (encoder, decoder):
-        for part in module.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.xavier_uniform_(part.weight, generator=generator)
-                _zero(part.bias)
-            _reset_norm(part)
-    projection = encoder.trunk.patch_embed.proj
-    _default(projection, generator)
-    nn.init.xavier_uniform_(projection.weight.detach().view(projection.out_channels, -1), generator=generator)
+        _xavier_linear(module, generator)
+    _xavier_projection(encoder.trunk.patch_embed.proj, generator)
     for token in (encoder.trunk.cls_token, encoder.trunk.reg_token, getattr(decoder, "mask_token", None)):
         if token is not None:
             nn.init.normal_(token, std=0.02, generator=generator)
+
+
+def init_localmim(
+    encoder: ViTEncoder | SwinEncoder, norms: nn.ModuleList, decoders: nn.ModuleList, generator: Generator
+) -> None:
+    """LocalMIM: as MAE, for a ViT or a Swin; a Swin's bias tables are truncated normal 0.02.
+
+    The convolutions of the decoders' heads keep the framework's default.
+
+    Raises:
+        ConfigError: for ViTs without absolute positions or with a convolutional stem.
+    Source: arXiv 2303.05251, official code.
+    """
+    if isinstance(encoder, ViTEncoder):
+        _fix_positions(encoder, "LocalMIM")
+    for module in (encoder, norms, decoders):
+        _xavier_linear(module, generator)
+    _xavier_projection(encoder.trunk.patch_embed.proj, generator)
+    for part in decoders.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d):
+            _default(part, generator)
+    for module in (encoder, decoders):
+        for name, parameter in module.named_parameters():
+            if name.endswith(("cls_token", "reg_token", "mask_token")):
+                nn.init.normal_(parameter, std=0.02, generator=generator)
+            elif name.endswith("relative_position_bias_table"):
+                _trunc_normal(parameter, generator)
 
 
 def init_simmim(encoder: Encoder, mask_token: Tensor, decoder: nn.Module, generator: Generator) -> None:
@@ -146,6 +158,36 @@ def init_viny(encoder: ViNyEncoder, mask_token: Tensor, decoder: nn.Module, gene
         nn.init.normal_(token, std=1.0, generator=generator)
 
 
+def _fix_positions(encoder: ViTEncoder, method: str) -> None:
+    """Put the fixed sine-cosine table into an encoder whose patches `method` drops."""
+    if isinstance(encoder.trunk.patch_embed, ConvStem):
+        raise ConfigError(
+            f"model.name: a convolutional stem looks beyond its patch, so {method}'s hidden patches would be seen. Use "
+            "a vit_* model with a plain patch projection, e.g. vit_small."
+        )
+    if encoder.trunk.pos_embed is None:
+        raise ConfigError(
+            f"model.absolute_positions: got false, but {method} always puts its sine-cosine positions there. Leave it "
+            "out."
+        )
+    encoder.use_sincos_positions()
+
+
+def _xavier_linear(module: nn.Module, generator: Generator) -> None:
+    """Xavier-uniform linear layers with zero biases, and norms as they begin."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight, generator=generator)
+            _zero(part.bias)
+        _reset_norm(part)
+
+
+def _xavier_projection(projection: nn.Conv2d, generator: Generator) -> None:
+    """Xavier-uniform as if a patch projection were a linear layer; the framework's default for its bias."""
+    _default(projection, generator)
+    nn.init.xavier_uniform_(projection.weight.detach().view(projection.out_channels, -1), generator=generator)
+
+
 def _trunc_normal(tensor: Tensor, generator: Generator, std: float = 0.02, cut: float = 2.0) -> None:
     """Normal with mean 0, cut at the *absolute* values -cut and cut."""
     nn.init.trunc_normal_(tensor, std=std, a=-cut, b=cut, generator=generator)
@@ -164,8 +206,8 @@ def _reset_norm(module: nn.Module) -> None:
         module.reset_parameters()
 
 
-def _default(layer: nn.Linear | nn.Conv2d, generator: Generator) -> None:
-    """PyTorch's own rule for linear and convolution layers, from the given generator."""
+def _default(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d, generator: Generator) -> None:
+    """PyTorch's own rule for linear and (transposed) convolution layers, from the given generator."""
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     if layer.bias is not None:
         bound = 1 / math.sqrt(layer.weight[0].numel())

@@ -9,12 +9,13 @@ from halfseen.backbones.base import Encoder
 from halfseen.methods.base import Method
 from halfseen.methods.ibot import IBOT, IBOTConfig
 from halfseen.methods.kamim import KAMIM, KAMIMConfig
+from halfseen.methods.localmim import LocalMIM, LocalMIMConfig
 from halfseen.methods.mae import MAE, MAEConfig
 from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.methods.simmim import SimMIM, SimMIMConfig
 from halfseen.ops.pixels import Channels
 
-AnyMethodConfig = SimMIMConfig | MAEConfig | KAMIMConfig | IBOTConfig | MSNConfig
+AnyMethodConfig = SimMIMConfig | MAEConfig | KAMIMConfig | LocalMIMConfig | IBOTConfig | MSNConfig
 MethodConfig = Annotated[AnyMethodConfig, Field(discriminator="name")]
 """The settings of one method; `name` says of which."""
 
@@ -30,6 +31,7 @@ METHODS: dict[str, MethodEntry] = {
     "simmim": MethodEntry(SimMIMConfig, SimMIM),
     "mae": MethodEntry(MAEConfig, MAE),
     "kamim": MethodEntry(KAMIMConfig, KAMIM),
+    "localmim": MethodEntry(LocalMIMConfig, LocalMIM),
     "ibot": MethodEntry(IBOTConfig, IBOT),
     "msn": MethodEntry(MSNConfig, MSN),
 }

@@ -129,3 +129,23 @@ def masked_mse(
         if weights is None:
             return error.mean()
         return (cell_sums(error, weights.shape[-1], order, channels) * weights).sum() / error.numel()
+
+
+def cell_mse(
+    prediction: Float[Tensor, "B n P"], target: Float[Tensor, "B n P"], weights: Float[Tensor, "#B n"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error over hidden cells: sum(weights e) / sum(weights), where e is a cell's mean over its P values.
+
+    Args:
+        prediction: any float dtype.
+        target: in the same order.
+        weights: how much of each cell is hidden, in [0, 1], not all 0; None where it is all of each.
+
+    Source: Masked Image Modeling with Local Multi-Scale Reconstruction, arXiv 2303.05251.
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        error = (prediction.float() - target.float()).square()
+        if weights is None:
+            return error.mean()
+        weights = weights.expand(error.shape[:2])
+        return (error.mean(dim=-1) * weights).sum() / weights.sum()
