@@ -20,9 +20,19 @@ def prepare(images_u8_nhwc: np.ndarray) -> Tensor:
     Returns:
         float32 [B, 3, H, W], normalised.
     """
+    return normalised(jittered(images_u8_nhwc))
+
+
+def jittered(images_u8_nhwc: np.ndarray) -> np.ndarray:
+    """Shift each value by less than half a grey level: float32 [B, H, W, 3]."""
     b, y, x, c = np.indices(images_u8_nhwc.shape, dtype=np.int64)
     jitter = ((7919 * b + 104729 * y + 1299709 * x + 15485863 * c) % 1000003) / 1000003 - 0.5
-    pixels = (images_u8_nhwc + jitter).astype(np.float32)
+    shifted: np.ndarray = (images_u8_nhwc + jitter).astype(np.float32)
+    return shifted
+
+
+def normalised(pixels: np.ndarray) -> Tensor:
+    """Frame and normalise float32 [B, H, W, 3] pixels: float32 [B, 3, H, W]."""
     framed = np.full_like(pixels, FRAME_VALUE)
     inner = slice(FRAME_WIDTH, -FRAME_WIDTH)
     framed[:, inner, inner] = pixels[:, inner, inner]
