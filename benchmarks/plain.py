@@ -16,10 +16,13 @@ originals' way, all of it in float32:
             softmax, power and logarithm one after the other, twice; targets repeated for each view
             gradient norms of the weights and the diagnostics fetched to the host
 
+`plain_hog_targets` is LocalMIM's target in the same manner: for each scale and colour anew, with a map of all bins at
+full resolution.
+
 Left out, in favour of these: writing logs, averaging over processes, normalising the pixels (the originals' loaders
 do that; ours does it within the step).
 
-Sources: arXiv 2111.07832 and 2204.07141 and their public code.
+Sources: arXiv 2111.07832, 2204.07141 and 2303.05251 and their public code.
 """
 
 import math
@@ -352,6 +355,36 @@ def weight_norms(parameters: Sequence[nn.Parameter]) -> list[float]:
     return [
         float(parameter.grad.norm()) for parameter in parameters if parameter.ndim > 1 and parameter.grad is not None
     ]
+
+
+@torch.no_grad()
+def plain_hog_targets(
+    images: Tensor, bins: int, pools: Sequence[int], biases: Sequence[Tensor] | None = None
+) -> list[Tensor]:
+    """Histograms of oriented gradients of each scale: float32 [B, cells, 3 * bins] each.
+
+    Args:
+        images: float32 [B, 3, H, W], normalised.
+        bins: orientations.
+        pools: sides of the cells in pixels, one for each scale.
+        biases: [2] for each scale, added to the gradients.
+    """
+    sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]], device=images.device)
+    weight = torch.stack([sobel, sobel.T])[:, None]
+    targets = []
+    for scale, pool in enumerate(pools):
+        colours = []
+        for colour in images.split(1, dim=1):
+            padded = F.pad(colour, (1, 1, 1, 1), mode="reflect")
+            gradients = F.conv2d(padded, weight, None if biases is None else biases[scale])
+            lengths = gradients.norm(dim=1, keepdim=True)
+            phase = torch.atan2(gradients[:, :1], gradients[:, 1:])
+            places = (phase / math.pi * bins).floor().long() % bins
+            histogram = torch.zeros(len(images), bins, *images.shape[2:], device=images.device)
+            histogram.scatter_add_(1, places, lengths)
+            colours.append(F.normalize(F.avg_pool2d(histogram, pool), dim=1))
+        targets.append(torch.cat(colours, dim=1).flatten(2).transpose(1, 2))
+    return targets
 
 
 def plain_optimizer(method: nn.Module) -> torch.optim.AdamW:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from benchmarks.cases import CASES, Contestant
 from benchmarks.flops import count_flops
 from benchmarks.ours import build, load_batch, photographs
-from benchmarks.plain import PlainIBOT, PlainMSN, Sizes, clip_one_by_one, follow
+from benchmarks.plain import PlainIBOT, PlainMSN, Sizes, clip_one_by_one, follow, plain_hog_targets
 from benchmarks.views import write_photographs
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
 from halfseen.data.loader import TrainingWorker
 from halfseen.engine.optim import clip_each_tensor
 from halfseen.ops.pixels import normalise
+from halfseen.targets.hog import HOGTarget
 from halfseen.types import Batch, Progress
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +73,17 @@ def assert_same_state(ours: nn.Module, plain: nn.Module) -> None:
         torch.testing.assert_close(
             own[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.parametrize(("bins", "bias"), [(9, False), (18, True)])
+def test_hog_targets_are_ours(bins: int, bias: bool, generator: torch.Generator) -> None:
+    """But for pixels on the border of two bins, as a picture's border is without a bias and with an even number."""
+    images = torch.randn(2, 3, 64, 64, generator=generator)
+    target = HOGTarget((4, 8, 16, 32), bins, bias, generator)
+    plain = plain_hog_targets(images, bins, target.cells, None if target.bias is None else list(target.bias))
+    for ours, theirs in zip(target(images), plain, strict=True):
+        errors = (ours - theirs).abs().unflatten(2, (3, bins)).amax(-1)
+        assert float((errors > 1e-5).float().mean()) <= 0.01 and float(errors.max()) < 0.1
 
 
 def test_ibot_does_equal_work(generator: torch.Generator) -> None:
