@@ -16,6 +16,15 @@ TINY: dict[str, tuple[str, ...]] = {
     "mae": ("--recipe", "mae_small", *_ALL, "method.decoder_embed_dim=16", "method.decoder_num_heads=2"),
     "simmim": ("--recipe", "simmim_small", *_ALL, "method.mask_cell_size=8", "model.drop_path=0.2"),
     "kamim": ("--recipe", "kamim_small", *_ALL, "method.mask_cell_size=8", "method.weight_patch_size=8"),
+    "localmim": (
+        "--recipe",
+        "localmim_small",
+        *_ALL,
+        "method.taps=[1,2]",
+        "method.scales=[2,0.5]",
+        "method.decoder_embed_dim=16",
+        "method.decoder_num_heads=2",
+    ),
     "ibot": (
         "--recipe",
         "attmask_small",

@@ -55,6 +55,11 @@ def test_all_published_recipes_are_there() -> None:
     for rest in ("small_imagenet1k_800ep", "base_imagenet1k_600ep", "large_imagenet1k_600ep",
                  "base_imagenet1k_300ep_patch4", "large_imagenet1k_200ep_patch7"):  # fmt: skip
         wanted |= {f"msn_vit_{rest}{end}" for end in ("", "_nosinkhorn")}
+    wanted |= {f"localmim_vit_base_imagenet1k_{n}ep" for n in (100, 200, 400, 1600)}
+    wanted |= {f"localmim_{rest}" for rest in (
+        "vit_base_imagenet1k_100ep_allstages", "vit_large_imagenet1k_800ep", "swin_base_imagenet1k_100ep",
+        "swin_base_imagenet1k_400ep", "swin_base_imagenet1k_400ep_pixels", "swin_large_imagenet1k_800ep",
+    )}  # fmt: skip
     assert wanted <= set(NAMES)
 
 
@@ -133,7 +138,9 @@ ONE_OF_EACH_KIND = list({kind(name): name for name in NAMES}.values())
 def test_image_patch_mask_and_window_go_together(name: str) -> None:
     """Builds the real method, as few blocks deep as it can be."""
     config = CONFIGS[name]
-    blocks = 12 if called(name) == "attmask" else 1  # Attention masks name layers.
+    blocks = 12 if called(name) == "attmask" else 1  # Attention masks name layers, and so do taps.
+    if config.method.name == "localmim":
+        blocks = config.method.taps[-1] if config.method.taps else 7
     shallow = {"depths": (1,) * 4} if config.model.name.startswith("swin") else {"depth": blocks}
     encoder = build_encoder(config.model.model_copy(update=shallow), config.data.image_size)
     method = build_method(config.method, encoder, config.data.image_size, config.data.mean, config.data.std)
@@ -214,6 +221,32 @@ def test_mae_has_the_official_numbers(name: str) -> None:
     assert config.model.patch_size == (14 if "huge" in name else 16)
 
 
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("localmim")])
+def test_localmim_has_the_official_numbers(name: str) -> None:
+    config = CONFIGS[name]
+    train, method, model = config.train, config.method, config.model
+    assert method.name == "localmim"
+    swin, large = "swin" in name, "large" in name
+    lr, batch = {
+        "vit_base": (1.6e-3, 2048), "vit_large": (2.4e-3, 4096), "swin_base": (8e-4, 2048), "swin_large": (1.6e-3, 4096)
+    }[model.name]  # fmt: skip
+    assert (peak(train), train.batch_size) == (pytest.approx(lr), batch)
+    assert train.lr.min == (0.0 if swin else 1e-6)
+    assert train.lr.warmup_epochs == (10 if train.epochs == 100 else 40)
+    assert (train.lr.schedule, train.lr.lag_steps, train.clip_norm) == ("mae_cosine", 0, None)
+    assert (train.optimizer.betas, train.optimizer.eps, train.optimizer.weight_decay) == ((0.9, 0.95), 1e-8, 0.05)
+    assert (method.mask_ratio, method.crop_scale, config.data.image_size) == (0.75, (0.2, 1.0), 224)
+    if name.endswith("_pixels"):
+        assert (method.target.kind, method.norm_pix_loss) == ("pixels", True)
+    else:
+        assert (method.target.bins, method.target.bias) == ((18, True) if swin or large else (9, False))
+    decoder = (method.decoder_embed_dim, method.decoder_depth, method.decoder_num_heads)
+    assert decoder == ((128, 1, 4) if swin else (256, 1, 8))
+    if swin:
+        assert (model.window_size, model.norm_eps, method.coords) == (14 if large else 7, 1e-6, "reference")
+    assert (method.taps is None) != name.endswith("_allstages")
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if "kamim" in name])
 def test_kamim_and_its_baseline_have_the_original_numbers(name: str) -> None:
     config = CONFIGS[name]
@@ -250,3 +283,12 @@ def test_a_methods_own_decay_setting_is_never_overruled_in_silence(name: str, ov
     load_run_config(name, None, [override, "train.optimizer.decay_all=false"])
     with pytest.raises(ConfigError, match=r"no effect with train\.optimizer\.decay_all=true"):
         load_run_config(name, None, [override, "train.optimizer.decay_all=true"])
+
+
+def test_dino_falls_out_of_a_recipe_for_ibot() -> None:
+    method = load_run_config(
+        "ibot_small", None, ["method.lambda2=0", "method.use_masked_im_modeling=false"]
+    ).config.method
+    assert method.model_dump(exclude={"norm_in_head"}) == CONFIGS["dino_small"].method.model_dump(
+        exclude={"norm_in_head"}
+    )
