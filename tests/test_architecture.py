@@ -16,18 +16,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "halfseen"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"errors", "types", "ops"}
+GROUND = {"errors", "types", "idle", "ops"}
 LOWER = {"data", "engine", "backbones", "config", "ops"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
+    "idle": set(),
     "ops": {"types", "errors", "ops"},
     "masking": GROUND | {"masking"},
     "targets": GROUND | {"targets"},
     "backbones": GROUND | {"backbones"},
     "data": GROUND | {"data"},
     "engine": GROUND | {"engine"},
-    "config": {"errors", "config"},
+    "config": {"errors", "idle", "config"},
     "reports": {"errors", "reports"},
     "recipes": set(),
     "methods": GROUND | {"masking", "targets", "backbones", "methods.base", "methods.guide"},

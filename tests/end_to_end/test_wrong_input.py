@@ -32,6 +32,9 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("pretrain", "photos", *TINY["simmim"], "method.mask_cell_size=12"), ("method.mask_cell_size", "12")),
     "heads that don't divide": (("pretrain", "photos", *MAE, "model.num_heads=5"), ("num_heads", "5", "32")),
     "setting without effect": (("pretrain", "photos", *MAE, "train.lr.gamma=0.5"), ("train.lr", "gamma", "no effect")),
+    "setting without effect in a method": (
+        ("pretrain", "photos", *IBOT, "method.local_crops_number=0", "method.local_crop_size=24"),
+        ("method.local_crop_size", "24", "no effect with local_crops_number=0")),
     "method that does not exist": (("pretrain", "photos", "method.name=mea"), ("method.name", "'mea'", "'mae'")),
     "empty folder": (("pretrain", "empty", *MAE), ("empty", "image")),
     "missing folder": (("pretrain", "photoz", *MAE), ("photoz", "photos")),

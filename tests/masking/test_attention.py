@@ -187,12 +187,12 @@ def test_masks_are_kept_for_the_chosen_images_and_hints_are_fewer() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"power": 0.25}, r"power: got 0\.25, but it has an effect with score=power only, not with score=raw"),
-        ({"score": "rollout", "layer": 2}, "layer: got 2, .* not with score=rollout"),
-        ({"rollout": "last"}, "rollout: got last, but it has an effect with score=rollout only"),
+        ({"power": 0.25}, r"power: got 0\.25, but it has no effect with score=raw"),
+        ({"score": "rollout", "layer": 2}, "layer: got 2, but it has no effect with score=rollout"),
+        ({"rollout": "last"}, "rollout: got last, but it has no effect with score=raw"),
         ({"rollout_order": "reference", "score": "log"}, "rollout_order: got reference"),
-        ({"leaky_batch_accumulation": True}, "leaky_batch_accumulation: got true, .* scores log and power only"),
-        ({"show_max": 0.2}, "show_max: got 0.2, but it has an effect with select=hint only, not with select=high"),
+        ({"leaky_batch_accumulation": True}, "leaky_batch_accumulation: got true, but it has no effect with score=raw"),
+        ({"show_max": 0.2}, "show_max: got 0.2, but it has no effect with select=high"),
         ({"pred_ratio": 0.1}, r"pred_ratio_var: got 0\.2 around a pred_ratio of 0\.1"),
         ({"masking_prob": 0.0}, "greater than 0"),
         ({"layer": 0}, "greater than or equal to 1"),

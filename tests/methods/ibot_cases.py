@@ -7,6 +7,7 @@ from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.methods.ibot import IBOT, IBOTConfig
 from halfseen.types import Batch, Progress
+from settings import config_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, LOCAL_SIZE = 32, 16
@@ -22,7 +23,7 @@ ROLLOUT = HIGH | {"score": "rollout"}
 def build(model: ModelConfig = VIT, seed: int = 0, **settings: object) -> IBOT:
     """A method in training mode; unless told otherwise its heads share their layers and its masks hide something."""
     given = {"mask": BLOCKS, "local_crop_size": LOCAL_SIZE, "local_crops_number": 1, "freeze_last_layer": 0}
-    config = IBOTConfig.model_validate(HEAD | SHARED | given | settings)
+    config = config_of(IBOTConfig, HEAD | SHARED | given, settings)
     return IBOT(config, build_encoder(model, SIZE), SIZE, MEAN, STD, seed).train()
 
 

@@ -7,6 +7,7 @@ from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.types import Batch, Progress
+from settings import config_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, FOCAL_SIZE = 32, 16
@@ -17,8 +18,7 @@ FOCAL = {"focal_size": FOCAL_SIZE, "focal_views": 2}
 
 def build(model: ModelConfig = VIT, seed: int = 0, **settings: object) -> MSN:
     """A method in training mode; unless told otherwise one random and two focal views, with 4 of 16 patches dropped."""
-    focal = {} if settings.get("focal_views") == 0 else FOCAL
-    config = MSNConfig.model_validate(SMALL | focal | {"patch_drop": 0.25} | settings)
+    config = config_of(MSNConfig, SMALL | FOCAL | {"patch_drop": 0.25}, settings)
     return MSN(config, build_encoder(model, SIZE), SIZE, MEAN, STD, seed).train()
 
 

@@ -1,5 +1,7 @@
+import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -394,6 +396,62 @@ def test_the_temperatures_say_how_long_a_run_must_be() -> None:
 def test_settings_that_contradict_each_other(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         IBOTConfig.model_validate(HEAD | settings)
+
+
+DINO = {"lambda2": 0, "use_masked_im_modeling": False}
+NO_LAST_LAYER = {"head_bottleneck_dim": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle", "reason"),
+    [
+        ({"lambda1": 0}, {"teacher_temp": 0.07}, "lambda1=0"),
+        ({"lambda1": 0}, {"warmup_teacher_temp": 0.05}, "lambda1=0"),
+        ({"lambda1": 0}, {"local_crops_number": 2}, "lambda1=0"),
+        ({"lambda2": 0}, {"teacher_patch_temp": 0.05}, "lambda2=0"),
+        ({"lambda2": 0}, {"warmup_teacher_patch_temp": 0.05}, "lambda2=0"),
+        ({"lambda2": 0}, {"patch_out_dim": 8000, "out_dim": 8000}, "lambda2=0"),
+        ({"lambda2": 0}, {"shared_head": True}, "lambda2=0"),
+        ({"lambda2": 0}, {"shared_head_teacher": False}, "lambda2=0"),
+        (NO_LAST_LAYER, {"shared_head": True}, "head_bottleneck_dim=0"),
+        (NO_LAST_LAYER, {"shared_head_teacher": False}, "head_bottleneck_dim=0"),
+        (NO_LAST_LAYER, {"patch_out_dim": 8000, "out_dim": 8000}, "head_bottleneck_dim=0"),
+        (NO_LAST_LAYER, {"norm_last_layer": False}, "head_bottleneck_dim=0"),
+        (NO_LAST_LAYER, {"freeze_last_layer": 3}, "head_bottleneck_dim=0"),
+        ({"head_num_layers": 1}, {"norm_in_head": "ln"}, "head_num_layers=1"),
+        ({"head_num_layers": 1}, {"act_in_head": "relu"}, "head_num_layers=1"),
+        ({"head_num_layers": 1}, {"head_hidden_dim": 64}, "head_num_layers=1"),
+        ({}, {"local_crops_scale": (0.05, 0.25)}, "local_crops_number=0"),
+        ({}, {"local_crop_size": 64}, "local_crops_number=0"),
+        (DINO, {"mask": HIGH}, "lambda2=0 and use_masked_im_modeling=false"),
+        (DINO, {"pred_start_epoch": 5}, "lambda2=0 and use_masked_im_modeling=false"),
+        ({"warmup_teacher_temp_epochs": 0}, {"warmup_teacher_temp": 0.05}, "warmup_teacher_temp_epochs=0"),
+        (
+            {"warmup_teacher_temp_epochs": 0},
+            {"warmup_teacher_patch_temp": 0.05},
+            "warmup_teacher_temp_epochs=0 and pred_start_epoch=0",
+        ),
+        ({"centering": False}, {"center_momentum": 0.99}, "centering=false"),
+    ],
+)
+def test_settings_without_effect_are_refused(settings: dict[str, object], idle: dict[str, object], reason: str) -> None:
+    key = next(iter(idle))
+    with pytest.raises(ValidationError, match=rf"{key}: got .*, but it has no effect with {re.escape(reason)}\. Leave"):
+        IBOTConfig.model_validate(settings | idle)
+    spelt_out = IBOTConfig.model_validate(settings).model_dump(mode="json")
+    assert IBOTConfig.model_validate_json(json.dumps(spelt_out), strict=True).model_dump(mode="json") == spelt_out
+
+
+def test_all_settings_without_effect_are_named_at_once() -> None:
+    with pytest.raises(ValidationError) as caught:
+        IBOTConfig.model_validate(DINO | {"mask": HIGH, "teacher_patch_temp": 0.05, "shared_head": True})
+    for words in (
+        "shared_head: got true, but it has no effect with lambda2=0. Leave it out (its default is false).",
+        "teacher_patch_temp: got 0.05, but it has no effect with lambda2=0. Leave it out (its default is 0.07).",
+        "mask: got {kind: attention, ...}, but it has no effect with lambda2=0 and use_masked_im_modeling=false. "
+        "Leave it out (its default is {kind: block}).",
+    ):
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_everything_is_decayed_unless_told_otherwise() -> None:
 
 
 def test_settings_without_effect_and_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValidationError, match="temperature: no effect without a detector"):
+    with pytest.raises(ValidationError, match=r"temperature: got 1\.0, but it has no effect with detector=null"):
         KAMIMConfig(detector=None, temperature=1.0)
     with pytest.raises(ConfigError, match=r"method\.weight_patch_size: 24 px cells don't divide"):
         KAMIM(KAMIMConfig(weight_patch_size=24), build_encoder(TINY, 64), 64, MEAN, STD)

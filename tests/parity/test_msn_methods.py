@@ -19,6 +19,7 @@ from halfseen.ops.assignment import prototype_log_probs, sharpen, sinkhorn
 from halfseen.ops.schedules import linear_ramp, msn_learning_rate, msn_weight_decay
 from halfseen.types import Progress
 from parity.discovery import load_arrays, parity_files, state_under
+from settings import config_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALARS = ("loss", "ploss", "me_max", "ent")
@@ -37,25 +38,24 @@ def build(setting: dict) -> MSN:
         position_rule="scale",
         crop_to_patches=setting["img"] % setting["patch"] > 0,
     )
-    small = {"focal_size": setting["focal"]} if setting["focal_views"] else {}
-    entropy = {"ent_weight": setting["ent_weight"]} if setting["use_ent"] else {}
-    config = MSNConfig(
-        num_prototypes=setting["num_proto"],
-        temperature=setting["temperature"],
-        start_sharpen=setting["start_sharpen"],
-        final_sharpen=setting["final_sharpen"],
-        memax_weight=setting["memax_weight"],
-        use_ent=setting["use_ent"],
-        **entropy,
-        use_sinkhorn=setting["use_sinkhorn"],
-        label_smoothing=setting["label_smoothing"],
-        patch_drop=setting["patch_drop"],
-        rand_views=setting["rand_views"],
-        focal_views=setting["focal_views"],
-        **small,
-        hidden_dim=setting["hidden"],
-        output_dim=setting["out"],
-    )
+    settings = {
+        "num_prototypes": setting["num_proto"],
+        "temperature": setting["temperature"],
+        "start_sharpen": setting["start_sharpen"],
+        "final_sharpen": setting["final_sharpen"],
+        "memax_weight": setting["memax_weight"],
+        "use_ent": setting["use_ent"],
+        "ent_weight": setting["ent_weight"],
+        "use_sinkhorn": setting["use_sinkhorn"],
+        "label_smoothing": setting["label_smoothing"],
+        "patch_drop": setting["patch_drop"],
+        "rand_views": setting["rand_views"],
+        "focal_views": setting["focal_views"],
+        "focal_size": setting["focal"],
+        "hidden_dim": setting["hidden"],
+        "output_dim": setting["out"],
+    }
+    config = config_of(MSNConfig, settings)
     return MSN(config, build_encoder(model, setting["img"]), setting["img"], MEAN, STD).train()
 
 

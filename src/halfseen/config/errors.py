@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from halfseen.config.keys import Key, KeySpace, group_at, literal_values, members, models_of, tag_values
 from halfseen.config.yaml_text import show
+from halfseen.idle import IdleSettings
 
 YES_NO = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 NOTHING = ("none", "off", "")
@@ -234,11 +235,22 @@ class Translator:
             if union is not None and self._is_left_over(union, dotted):
                 left_over.setdefault(union.dotted, []).append(dotted)
                 continue
-            fault = self._fault(detail, path, index, tag)
-            known = faults.get(fault.dotted)
-            faults[fault.dotted] = fault if known is None or known.sentence == fault.sentence else _joined(known, fault)
+            by_rule = detail["type"] in ("value_error", "assertion_error")
+            for fault in self._of_rule(detail, dotted) if by_rule else [self._fault(detail, path, index, tag)]:
+                known = faults.get(fault.dotted, fault)
+                faults[fault.dotted] = fault if known.sentence == fault.sentence else _joined(known, fault)
         switched = [self._switched(dotted, keys) for dotted, keys in left_over.items()]
         return [*switched, *faults.values()]
+
+    def idle(self, details: Iterable[ErrorDetails]) -> list[str]:
+        """Dotted paths of the settings that were refused for being without effect (not those within lists)."""
+        found = []
+        for detail in details:
+            error = detail.get("ctx", {}).get("error")
+            if isinstance(error, IdleSettings) and not any(isinstance(part, int) for part in detail["loc"]):
+                path, _, _ = self._place(detail["loc"])
+                found += [".".join((*path, key)) for key in error.keys]
+        return found
 
     def _place(self, loc: Sequence[int | str]) -> tuple[tuple[str, ...], str, str | None]:
         """pydantic's location as (path, '[2]' inside lists, tag of the union above), without the tags in between."""
@@ -280,8 +292,8 @@ class Translator:
         space = KeySpace(entry_model)
         found = Translator(space, {ENTRY: entry}, {}).faults([{**detail, "loc": (ENTRY, *detail["loc"][stop + 1 :])}])
         name = f"{key.dotted}[{number}]"
-        dotted, sentence = (text.replace(ENTRY, name) for text in found[0])
-        return Fault(dotted, f"{sentence}{self._origin(key.dotted)}")
+        sentences = [f"{fault.sentence.replace(ENTRY, name)}{self._origin(key.dotted)}" for fault in found]
+        return Fault(found[0].dotted.replace(ENTRY, name), "\n".join(sentences))
 
     def _fault(self, detail: ErrorDetails, path: tuple[str, ...], index: str, tag: str | None) -> Fault:
         dotted = ".".join(path)
@@ -296,8 +308,6 @@ class Translator:
                 return Fault(name, f"{name}: missing. Known: {', '.join(sorted(known))}.")
             word = given.get(key.tag_name) if isinstance(given, dict) else given
             return Fault(name, f"{name}: {unknown_word(word, known)}{self._origin(name)}")
-        if kind in ("value_error", "assertion_error"):
-            return self._from_validator(detail, dotted)
         if key is None:
             return Fault(dotted, f"{dotted or 'configuration'}: got {show(given)}. {detail['msg']}.")
         if kind == "missing" and not index:
@@ -328,10 +338,14 @@ class Translator:
             return f"a key of {', '.join(owners)}, not of '{tag}'. Leave it out, or choose another name."
         return unknown_key(dotted, self.space, tag)
 
-    def _from_validator(self, detail: ErrorDetails, dotted: str) -> Fault:
-        """A rule's own sentence; its path is put in front unless the sentence starts with one."""
+    def _of_rule(self, detail: ErrorDetails, dotted: str) -> list[Fault]:
+        """A rule's own sentences, one a line."""
         error = detail.get("ctx", {}).get("error")
         text = str(error) if error is not None else detail["msg"]
+        return [self._sentence(line, dotted) for line in text.split("\n")]
+
+    def _sentence(self, text: str, dotted: str) -> Fault:
+        """A rule's own sentence; its path is put in front unless the sentence starts with one."""
         start = text.split(":", 1)[0]
         full = f"{dotted}.{start}" if dotted else start
         if start in self.space:

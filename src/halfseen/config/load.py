@@ -7,7 +7,7 @@ Nothing here knows what the settings mean: the pydantic model comes as an argume
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -26,10 +26,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Layer(NamedTuple):
-    """Nested settings and a name that says where they are from: "recipe mae_small", "file 'my.yaml'"."""
+    """Nested settings.
+
+    Attributes:
+        name: where they are from: "recipe mae_small", "file 'my.yaml'".
+        values: the settings.
+        gives_way: those that stronger layers leave without effect are forgotten, not refused: who takes a recipe
+            without its local crops doesn't have to take back the recipe's size of local crops.
+    """
 
     name: str
     values: Mapping[str, Value]
+    gives_way: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,19 @@ def load_config(model_class: type[Model], layers: Sequence[Layer] = (), override
         if fault is not None:
             faults.append(fault)
     _choose_default_members(space, values)
+    weaker = layers if overrides else layers[:-1]
+    yielding = {layer.name for layer in weaker if layer.gives_way}
     config: Model | None = None
-    try:
-        # The JSON door is strict about kinds (no text for numbers, no bool for int) yet takes lists for tuples.
-        config = model_class.model_validate_json(json.dumps(values), strict=True)
-    except ValidationError as error:
-        faults.extend(Translator(space, values, origins).faults(error.errors(include_url=False)))
+    while config is None:
+        try:
+            # The JSON door is strict about kinds (no text for numbers, no bool for int) yet takes lists for tuples.
+            config = model_class.model_validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            details, translator = error.errors(include_url=False), Translator(space, values, origins)
+            given_way = [key for key in translator.idle(details) if _give_way(key, values, origins, yielding)]
+            if not given_way:
+                faults.extend(translator.faults(details))
+                break
     if faults or config is None:
         raise ConfigError("\n".join(dict.fromkeys(fault.sentence for fault in faults)))
     return Loaded(config, provenance(config, origins))
@@ -159,6 +174,19 @@ def _merge(
             del origins[known]
         target[key] = value
         origins[dotted] = name
+
+
+def _give_way(dotted: str, values: Settings, origins: dict[str, str], yielding: Collection[str]) -> bool:
+    """Forget a setting, or a group of them, if only layers that give way have set it; whether it was."""
+    own = [key for key in origins if key == dotted or key.startswith(f"{dotted}.")]
+    *path, last = dotted.split(".")
+    group = group_at(values, tuple(path))
+    if group is None or not own or any(origins[key] not in yielding for key in own):
+        return False
+    del group[last]
+    for key in own:
+        del origins[key]
+    return True
 
 
 def _choose_default_members(space: KeySpace, values: Settings) -> None:

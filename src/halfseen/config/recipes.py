@@ -32,8 +32,8 @@ def recipe_text(name: str) -> str:
 
 
 def recipe_layer(name: str) -> Layer:
-    """A recipe's settings as a layer named "recipe NAME"."""
-    return Layer(f"recipe {name}", parse_settings(recipe_text(name), f"recipe '{name}'"))
+    """A recipe's settings as a layer named "recipe NAME"; they give way to stronger ones."""
+    return Layer(f"recipe {name}", parse_settings(recipe_text(name), f"recipe '{name}'"), gives_way=True)
 
 
 def recipe_comment(name: str) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.ratios import (
     RATIO_WORDS,
     VAR_WORDS,
@@ -97,18 +98,18 @@ class AttentionMask(BaseModel):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "AttentionMask":
         ratio_ranges(self.pred_ratio, self.pred_ratio_var)
-        if self.power != 0.5 and self.score != "power":
-            raise ValueError(_no_effect("power", self.power, "score=power", f"score={self.score}"))
-        if self.layer is not None and self.score == "rollout":
-            raise ValueError(_no_effect("layer", self.layer, "scores raw, log and power", "score=rollout"))
-        for name in ("rollout", "rollout_order"):
-            if getattr(self, name) != type(self).model_fields[name].default and self.score != "rollout":
-                raise ValueError(_no_effect(name, getattr(self, name), "score=rollout", f"score={self.score}"))
-        if self.leaky_batch_accumulation and self.score not in ("log", "power"):
-            allowed = "scores log and power"
-            raise ValueError(_no_effect("leaky_batch_accumulation", "true", allowed, f"score={self.score}"))
-        if self.show_max != 0.1 and self.select != "hint":
-            raise ValueError(_no_effect("show_max", self.show_max, "select=hint", f"select={self.select}"))
+        score = f"score={self.score}"
+        refuse_idle(
+            self,
+            (
+                Need("power", self.score == "power", score),
+                Need("layer", self.score != "rollout", score),
+                Need("rollout", self.score == "rollout", score),
+                Need("rollout_order", self.score == "rollout", score),
+                Need("leaky_batch_accumulation", self.score in ("log", "power"), score),
+                Need("show_max", self.select == "hint", f"select={self.select}"),
+            ),
+        )
         return self
 
     @property
@@ -151,10 +152,6 @@ class AttentionMask(BaseModel):
                 f"{key}.show_max: {self.show_max:g} of {num_patches} patches, times a share of at most {largest:g}, "
                 f"never shows one: hint would be high. Write at least {least:g}, or select=high."
             )
-
-
-def _no_effect(name: str, given: object, allowed: str, instead: str) -> str:
-    return f"{name}: got {given}, but it has an effect with {allowed} only, not with {instead}. Leave it out."
 
 
 def rollout_blocks(

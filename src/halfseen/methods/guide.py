@@ -16,6 +16,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.teacher import averaged_copy
 from halfseen.backbones.weights import load_encoder
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.attention import AttentionMask, attention_scores, drawn_hints, hide_by_score
 from halfseen.ops.moving_average import Pair, pair_by_name, update_average
 from halfseen.ops.randomness import step_noise
@@ -60,19 +61,18 @@ class AttentionGuide(BaseModel):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "AttentionGuide":
-        needs = {
-            "power": self.score == "power",
-            "rollout": self.score == "rollout",
-            "layer": self.score != "rollout",
-            "show_max": self.select == "hint",
-            "show_ratio": self.select == "hint",
-            "momentum": self.encoder is None,
-        }
-        for key, needed in needs.items():
-            if not needed and getattr(self, key) != type(self).model_fields[key].default:
-                who = f"score={self.score}" if key in ("power", "rollout", "layer") else f"select={self.select}"
-                who = "a given encoder" if key == "momentum" else who
-                raise ValueError(f"{key}: got {getattr(self, key)}, but it has no effect with {who}. Leave it out.")
+        score, select = f"score={self.score}", f"select={self.select}"
+        refuse_idle(
+            self,
+            (
+                Need("power", self.score == "power", score),
+                Need("rollout", self.score == "rollout", score),
+                Need("layer", self.score != "rollout", score),
+                Need("show_max", self.select == "hint", select),
+                Need("show_ratio", self.select == "hint", select),
+                Need("momentum", self.encoder is None, "a given encoder"),
+            ),
+        )
         return self
 
     def mask(self) -> AttentionMask:

@@ -17,7 +17,7 @@ in one batch for each size of crop.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -30,6 +30,7 @@ from halfseen.backbones.base import Encoder, Features
 from halfseen.backbones.heads import Activation, DistillationHead, HeadNorm
 from halfseen.backbones.initialise import init_ibot
 from halfseen.backbones.teacher import averaged_copy
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.block import BlockMask
 from halfseen.masking.crops import CropMasks, MaskSetting
 from halfseen.methods.base import CropScale, Method
@@ -165,8 +166,7 @@ class IBOTConfig(BaseModel):
                 f"mask: got {len(self.mask)} masks for {self.global_crops_number} global crops "
                 "(global_crops_number). Give one for each, or a single one for all."
             )
-        shared = self.shared_head or self.shared_head_teacher
-        if shared and self.patch_out_dim not in (8192, self.out_dim):
+        if self.shares_last_layer and self.patch_out_dim not in (8192, self.out_dim):
             raise ValueError(
                 f"patch_out_dim: got {self.patch_out_dim}, but where student or teacher share their last layer "
                 f"patches have out_dim = {self.out_dim} outputs too. Leave it out, or set shared_head and "
@@ -185,7 +185,52 @@ class IBOTConfig(BaseModel):
                     "contrastive: it compares outputs for patches, but with lambda2 = 0 there is no head for them. "
                     "Set lambda2 above 0, or leave contrastive out."
                 )
+        refuse_idle(self, self._needs())
         return self
+
+    def _needs(self) -> Iterator[Need]:
+        """What settings ask of others to do anything."""
+        warms = self.warmup_teacher_temp_epochs > 0
+        for otherwise, met, keys in (
+            ("lambda1=0", self.lambda1 > 0, ("local_crops_number", "warmup_teacher_temp", "teacher_temp")),
+            (
+                "lambda2=0",
+                self.has_patch_loss,
+                (
+                    "shared_head",
+                    "shared_head_teacher",
+                    "patch_out_dim",
+                    "warmup_teacher_patch_temp",
+                    "teacher_patch_temp",
+                ),
+            ),
+            (
+                "head_bottleneck_dim=0",
+                self.head_bottleneck_dim > 0,
+                ("shared_head", "shared_head_teacher", "patch_out_dim", "norm_last_layer", "freeze_last_layer"),
+            ),
+            ("head_num_layers=1", self.head_num_layers > 1, ("norm_in_head", "act_in_head", "head_hidden_dim")),
+            ("local_crops_number=0", self.local_crops_number > 0, ("local_crops_scale", "local_crop_size")),
+            ("lambda2=0 and use_masked_im_modeling=false", self.uses_masks, ("mask", "pred_start_epoch")),
+            ("warmup_teacher_temp_epochs=0", warms, ("warmup_teacher_temp",)),
+            (
+                "warmup_teacher_temp_epochs=0 and pred_start_epoch=0",
+                warms or self.pred_start_epoch > 0,
+                ("warmup_teacher_patch_temp",),
+            ),
+            ("centering=false", self.centering, ("center_momentum",)),
+        ):
+            yield from (Need(key, met, otherwise) for key in keys)
+
+    @property
+    def shares_last_layer(self) -> bool:
+        """Whether student or teacher have one last layer for class tokens and patches."""
+        return self.shared_head or self.shared_head_teacher
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether masks play a part: patches are hidden, or compared where they would be."""
+        return self.use_masked_im_modeling or self.has_patch_loss
 
     @property
     def has_patch_loss(self) -> bool:
@@ -195,7 +240,8 @@ class IBOTConfig(BaseModel):
     @property
     def num_patch_outputs(self) -> int:
         """Outputs for a patch, K2."""
-        return self.out_dim if self.shared_head or self.shared_head_teacher else self.patch_out_dim
+        own = not self.shares_last_layer and self.head_bottleneck_dim > 0
+        return self.patch_out_dim if own else self.out_dim
 
     @property
     def least_epochs(self) -> int:
@@ -568,7 +614,7 @@ class IBOT(Method):
 
     def _build_head(self, shared: bool) -> DistillationHead:
         config = self.config
-        own_patch_layer = config.has_patch_loss and not shared
+        own_patch_layer = config.has_patch_loss and config.head_bottleneck_dim > 0 and not shared
         return DistillationHead(
             self.encoder.embed_dim,
             config.out_dim,
@@ -583,7 +629,8 @@ class IBOT(Method):
 
     def _warn_of_unequal_heads(self) -> None:
         config = self.config
-        if config.shared_head == config.shared_head_teacher or not config.has_patch_loss:
+        same = config.shared_head == config.shared_head_teacher or config.head_bottleneck_dim == 0
+        if same or not config.has_patch_loss:
             return
         if config.shared_head_teacher:
             fate = "starts as the student's layer for patches and then follows its layer for class tokens only"
@@ -599,7 +646,7 @@ class IBOT(Method):
 
     def _crop_masks(self, encoder: Encoder) -> CropMasks | None:
         config = self.config
-        if not (config.use_masked_im_modeling or config.has_patch_loss):
+        if not config.uses_masks:
             return None
         masks = CropMasks(
             config.mask, config.global_crops_number, self.grid, encoder.num_layers, encoder.has_class_token

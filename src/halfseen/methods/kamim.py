@@ -25,6 +25,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.decoders import PixelShuffleDecoder
 from halfseen.backbones.initialise import init_kamim
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import CellGrid
 from halfseen.methods.base import CropRatio, CropScale, Method
 from halfseen.ops.losses import join_weights, masked_l1
@@ -88,12 +89,7 @@ class KAMIMConfig(BaseModel):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "KAMIMConfig":
-        fields = type(self).model_fields
-        idle = [key for key in _KEYPOINT_KEYS if getattr(self, key) != fields[key].default]
-        if self.detector is None and idle:
-            raise ValueError(
-                f"{', '.join(idle)}: no effect without a detector. Choose fast, sift or orb, or leave out."
-            )
+        refuse_idle(self, (Need(key, self.detector is not None, "detector=null") for key in _KEYPOINT_KEYS))
         return self
 
     @property

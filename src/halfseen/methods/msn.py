@@ -27,6 +27,7 @@ from halfseen.backbones.heads import MSNHead
 from halfseen.backbones.initialise import init_msn
 from halfseen.backbones.teacher import averaged_copy
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.methods.base import CropScale, Method
 from halfseen.ops.assignment import (
     mean_entropy,
@@ -106,19 +107,17 @@ class MSNConfig(BaseModel):
     def _settings_go_together(self) -> "MSNConfig":
         if self.rand_views + self.focal_views == 0:
             raise ValueError("rand_views: got 0 beside focal_views=0, but at least one anchor view is needed.")
-        needs = (
-            ("memax_weight", self.me_max, "me_max=false"),
-            ("ent_weight", self.use_ent, "use_ent=false"),
-            ("patch_drop_scope", self.patch_drop > 0, "patch_drop=0"),
-            ("focal_size", self.focal_views > 0, "focal_views=0"),
-            ("focal_crop_scale", self.focal_views > 0, "focal_views=0"),
-            ("prototype_gradient", not self.freeze_prototypes, "freeze_prototypes=true"),
+        refuse_idle(
+            self,
+            (
+                Need("memax_weight", self.me_max, "me_max=false"),
+                Need("ent_weight", self.use_ent, "use_ent=false"),
+                Need("patch_drop_scope", self.patch_drop > 0, "patch_drop=0"),
+                Need("focal_size", self.focal_views > 0, "focal_views=0"),
+                Need("focal_crop_scale", self.focal_views > 0, "focal_views=0"),
+                Need("prototype_gradient", not self.freeze_prototypes, "freeze_prototypes=true"),
+            ),
         )
-        for key, has_effect, reason in needs:
-            value = getattr(self, key)
-            if not has_effect and value != type(self).model_fields[key].default:
-                shown = list(value) if isinstance(value, tuple) else value
-                raise ValueError(f"{key}: got {shown}, but it has no effect with {reason}. Leave it out.")
         return self
 
 

@@ -87,7 +87,7 @@ def load_run_config(
     """
     layers = [] if recipe is None else [recipe_layer(recipe)]
     if chosen is not None:
-        layers.append(Layer("chosen for this data", chosen))
+        layers.append(Layer("chosen for this data", chosen, gives_way=True))
     if file is not None:
         layers.append(Layer(f"file '{file}'", read_settings(file)))
     return load_config(RunConfig, layers, overrides)
