@@ -22,9 +22,19 @@ OFFICIAL_VIT = ModelConfig(name="simmim_vit_base", **TINY)
 SWIN = ModelConfig(name="swin_base", embed_dim=8, depths=(1, 1, 1), num_heads=(1, 2, 2))
 VINY = ModelConfig(name="viny_4m", embed_dim=16, depth=2)
 SMALL_DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+TWO_TAPS = {"taps": [1, 2], "scales": [2, 0.5]}
 KEYPOINTS = {"kind": "keypoints", "weight_patch_size": 8, "temperature": 0.5}
 
 CASES = {
+    "localmim hog": ({"name": "localmim", **TWO_TAPS, **SMALL_DECODER}, VIT),
+    "localmim hog with bias": (
+        {"name": "localmim", **TWO_TAPS, **SMALL_DECODER, "target": {"kind": "hog", "bins": 18, "bias": True}},
+        VIT,
+    ),
+    "localmim pixels": (
+        {"name": "localmim", **TWO_TAPS, **SMALL_DECODER, "target": {"kind": "pixels"}, "scales": [2, 1]},
+        VIT,
+    ),
     "simmim official vit": ({"name": "simmim"}, OFFICIAL_VIT),
     "simmim swin": ({"name": "simmim"}, SWIN),
     "simmim swin, cells below the stride": ({"name": "simmim", "mask_cell_size": 8}, SWIN),
@@ -52,6 +62,7 @@ CASES = {
     "kamim without detector": ({"name": "kamim", "detector": None}, VIT),
 }
 case = pytest.mark.parametrize("settings", CASES)
+case_of_pixels = pytest.mark.parametrize("settings", [name for name in CASES if "hog" not in name])
 
 
 def build(settings: str, seed: int = 0) -> Method:
@@ -137,12 +148,12 @@ def test_initial_weights_are_a_function_of_the_seed(settings: str) -> None:
 def test_the_state_dict_has_the_promised_layout(settings: str) -> None:
     method = build(settings)
     heads = {name.split(".")[0] for name in method.state_dict()}
-    assert heads <= {"encoder", "decoder", "mask_token"}
+    assert heads <= {"encoder", "decoder", "mask_token"} | ({"norm", "hog"} if method.name == "localmim" else set())
     assert method.encoders()["student"] is method.encoder
     assert METHODS[method.name].method_class is type(method)
 
 
-@case
+@case_of_pixels
 def test_reconstructions_show_the_mask_of_their_seed(settings: str) -> None:
     method = build(settings).eval()
     images = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -168,7 +179,7 @@ def test_sampled_masks_hide_what_training_hides(settings: str) -> None:
     assert not torch.equal(masks, method.sample_masks(5, seed=2))
 
 
-@case
+@case_of_pixels
 def test_the_loss_sees_hidden_pixels_only(settings: str) -> None:
     method = build(settings).eval()
     with torch.no_grad():  # the same prediction for every patch, so pixels act as targets only
@@ -192,9 +203,9 @@ def test_the_loss_sees_hidden_pixels_only(settings: str) -> None:
 def hidden_pixels(method: Method, rows: int) -> torch.Tensor:
     """What the method hides in the first step: bool [rows, 1, SIZE, SIZE]."""
     side = SIZE // method.encoder.patch_size
-    if method.name == "mae":
+    if method.name in ("mae", "localmim"):
         noise = step_noise(progress(), rows, side**2, "mask")
-        mask = random_visible_ids(noise, method.num_visible).mask
+        mask = random_visible_ids(noise, side**2 // 4).mask
     else:
         noise = step_noise(progress(), rows, method.cells.num_cells, "mask")
         mask = method.cells.patch_mask(method.cells.hide(noise))
