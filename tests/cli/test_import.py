@@ -71,6 +71,43 @@ def test_either_network_of_a_file_with_two(tmp_path, capsys, words, role, other)
         torch.testing.assert_close(loaded.encoder.eval().encode(images).patches, expected[:, 1:], rtol=0, atol=1e-5)
 
 
+def localmim_checkpoint(path):
+    """The two deepest branches, as progressive freezing leaves them: numbered from 0 again."""
+    torch.manual_seed(0)
+    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=192, depth=7, num_heads=3, num_classes=0)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("norm.")}
+    state |= {f"norm.0.{name}": torch.zeros(192) for name in ("weight", "bias")}
+    state |= {f"norm.1.{name}": tensor for name, tensor in model.norm.state_dict().items()}
+    state |= {
+        "decoder.0.pred.0.weight": torch.zeros(27, 16, 1, 1),
+        "decoder.1.pred.1.weight": torch.zeros(27, 16, 1, 1),
+    }
+    state |= {f"hog_enc.{number}.conv.weight": torch.zeros(2, 1, 3, 3) for number in (0, 1)}
+    torch.save({"model": state, "epoch": 99, "args": argparse.Namespace(how_scale="cubic")}, path)
+    return model.eval()
+
+
+def test_branches_of_localmim_are_listed_and_stay_out_of_the_encoder(tmp_path, capsys):
+    model = localmim_checkpoint(tmp_path / "localmim.pth")
+    assert run(["import", str(tmp_path / "localmim.pth"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "Kind: localmim_vit; vit_tiny, 32 px, 7 blocks" in printed
+    assert "Branches: 2 (scale 1), 3 (scale 0.5); the norm of the last one is the encoder's final norm" in printed
+    assert "missing: 0\nunexpected: 0\nreshaped: 0\nignored: 2\n  hog_enc.0.conv.weight\n" in printed
+    assert "decoder: 2\n  2.pred.0.weight\n  3.pred.1.weight\n" in printed
+    assert "norms and constants of branches: 2\n  norm.2.weight\n" in printed
+    assert "4 tensors of decoder and head are not part of the encoder" in printed
+    encoder = load_encoder(tmp_path / "out").encoder.eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.forward_features(images)
+        torch.testing.assert_close(encoder.encode(images).patches, expected[:, 1:], rtol=0, atol=1e-5)
+    words = ["import", str(tmp_path / "localmim.pth"), "--out", str(tmp_path / "x"), "--patch-merge-order", "pretrain"]
+    assert run(words) == 2
+    assert "a Swin of LocalMIM only" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_roles_that_are_not_there_are_sentences(tmp_path, capsys):
     mae_checkpoint(tmp_path / "mae.pth")
     for role, sentence in (("teacher", "one network only"), ("momentum", "Known: student, teacher")):

@@ -20,7 +20,16 @@ from halfseen.backbones.beit import BeitEncoder
 from halfseen.backbones.build import build_encoder, timm_call
 from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.swin import SwinEncoder
-from halfseen.backbones.weights_names import KINDS, Kind, State, detect_kind, infer_model, own_roles, take_apart
+from halfseen.backbones.weights_names import (
+    KINDS,
+    MERGE_ORDERS,
+    Kind,
+    State,
+    detect_kind,
+    infer_model,
+    own_roles,
+    take_apart,
+)
 from halfseen.backbones.weights_read import ROLES, Role, read_tensors
 from halfseen.errors import ConfigError, ShapeError, WeightsError
 from halfseen.ops.bias_tables import resize_bias_table, table_side
@@ -68,6 +77,8 @@ class Imported:
         decoder_state: names of the decoder in `backbones.decoders`.
         head_state: a classifier's head, timm's names.
         projection_state: the head of iBOT, DINO or MSN, names of `backbones.heads`; MSN's prototypes too.
+        branch_state: LocalMIM's tap norms but the last and its HOG constants, see `weights_names.Parts`.
+        scales: of LocalMIM's branches, by number: cells per token along one axis.
         role: which of a student and a teacher it is; None where the file doesn't tell them apart.
         roles: all that the file holds.
         config, image_size: the model that fits it.
@@ -85,6 +96,8 @@ class Imported:
     report: KeyReport
     origin: str
     projection_state: State = field(default_factory=dict)
+    branch_state: State = field(default_factory=dict)
+    scales: Mapping[int, float] = field(default_factory=dict)
     role: Role | None = None
     roles: tuple[Role, ...] = ()
 
@@ -219,8 +232,9 @@ def import_checkpoint(
     num_heads: int | None = None,
     model: ModelConfig | None = None,
     role: str | None = None,
+    patch_merge_order: str | None = None,
 ) -> Imported:
-    """Read a checkpoint of SimMIM, ViNy, MAE, KAMIM, iBOT, AttMask, DINO, MSN, timm or our own.
+    """Read a checkpoint of SimMIM, ViNy, MAE, KAMIM, LocalMIM, iBOT, AttMask, DINO, MSN, timm or our own.
 
     Nothing of it is executed. The model's sizes are read off the shapes.
 
@@ -230,6 +244,7 @@ def import_checkpoint(
         num_heads: attention heads of a plain ViT or ViNy, which weights don't show; None = the usual number.
         model: the whole configuration, instead of what the shapes tell.
         role: "student" or "teacher" of a file that holds both; None = the teacher.
+        patch_merge_order: of LocalMIM's Swin, see `weights_names.PatchMergeOrder`; None = "pretrain".
     Raises:
         WeightsError: an unreadable or unsafe file, no known layout, shapes that don't fit, a role that isn't there.
     """
@@ -238,6 +253,8 @@ def import_checkpoint(
         raise WeightsError(f"kind: unknown {kind!r}. Known: {', '.join(get_args(Kind))}.")
     if role is not None and role not in ROLES:
         raise WeightsError(f"role: unknown {role!r}. Known: {', '.join(ROLES)}.")
+    if patch_merge_order is not None and patch_merge_order not in MERGE_ORDERS:
+        raise WeightsError(f"patch_merge_order: unknown {patch_merge_order!r}. Known: {', '.join(MERGE_ORDERS)}.")
     wanted = next((known for known in ROLES if known == role), None)
     content = read_tensors(path, wanted)
     state = content.tensors
@@ -247,7 +264,13 @@ def import_checkpoint(
         what = f"only a {roles[0]}" if roles else "one network only and no student beside a teacher: leave role out"
         raise WeightsError(f"role: {str(path)!r} has no {role}, {what}.")
     chosen = wanted or (roles[0] if roles else None)
-    parts = take_apart(state, found, chosen)
+    if patch_merge_order is not None and found != "localmim_swin":
+        raise WeightsError(
+            f"patch_merge_order: got {patch_merge_order!r}, but it has an effect on a Swin of LocalMIM only, and "
+            f"{str(path)!r} is {found}. Leave it out."
+        )
+    order = next((known for known in MERGE_ORDERS if known == patch_merge_order), MERGE_ORDERS[0])
+    parts = take_apart(state, found, chosen, order)
     config, native_size = infer_model(parts, found, num_heads) if model is None else (model, image_size or 224)
     imported = Imported(
         kind=found,
@@ -260,6 +283,8 @@ def import_checkpoint(
         report=KeyReport(ignored=tuple(sorted(parts.ignored))),
         origin=str(path),
         projection_state=parts.projection,
+        branch_state=parts.branches,
+        scales=parts.scales,
         role=chosen,
         roles=roles,
     )

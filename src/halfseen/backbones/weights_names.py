@@ -18,7 +18,8 @@ from halfseen.backbones.weights_read import PROTOTYPES, Role
 from halfseen.errors import WeightsError
 
 Kind = Literal[
-    "simmim_vit", "simmim_swin", "viny", "mae", "kamim_vit", "kamim_swin", "ibot", "msn", "halfseen", "timm"
+    "simmim_vit", "simmim_swin", "viny", "mae", "kamim_vit", "kamim_swin", "localmim_vit", "localmim_swin", "ibot",
+    "msn", "halfseen", "timm",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
     "simmim_vit",
@@ -27,12 +28,25 @@ KINDS: tuple[Kind, ...] = (
     "mae",
     "kamim_vit",
     "kamim_swin",
+    "localmim_vit",
+    "localmim_swin",
     "ibot",
     "msn",
     "halfseen",
     "timm",
 )
-"""`ibot` is the layout of iBOT, AttMask and DINO."""
+"""`ibot` is the layout of iBOT, AttMask and DINO; `localmim_vit` also that of LocalMIM with progressive freezing."""
+
+PatchMergeOrder = Literal["pretrain", "as_published"]
+"""What becomes of the weights with which LocalMIM's Swin joins 2 x 2 tokens: by rows in pre-training, while timm and
+the published fine-tuning go by columns. "pretrain" reorders them, so that features stay what they were; "as_published"
+leaves them as they are, as the published fine-tuning does, which starts from other features."""
+MERGE_ORDERS: tuple[PatchMergeOrder, ...] = ("pretrain", "as_published")
+
+# Scales of LocalMIM's branches, shallow to deep: as published, and one at each block of a ViT of 12.
+_SCALES = ((4.0, 2.0, 1.0, 0.5), (8.0, 4.0, 4.0, *[2.0] * 6, 1.0, 1.0, 0.5))
+# Places of the layers with weights in a branch's head, by its scale.
+_HEADS = {(0, 1, 3, 4, 6, 7): 8.0, (0, 1, 3, 4): 4.0, (0, 1): 2.0, (0,): 1.0, (1,): 0.5}
 
 State = dict[str, Tensor]
 
@@ -42,7 +56,9 @@ class Parts:
     """A checkpoint taken apart.
 
     `projection` is the head of a teacher-student method under the names of `backbones.heads`, with MSN's prototypes;
-    `ignored` are tensors that carry nothing (index tables, aliases).
+    `branches` are LocalMIM's tap norms (`norm.0.weight`) and HOG constants (`hog_bias.0`), numbered like its decoders
+    (`decoder["0.embed.weight"]`), and `scales` the cells per token of each numbered branch; `ignored` are tensors that
+    carry nothing (index tables, aliases, fixed filters).
     """
 
     encoder: State = field(default_factory=dict)
@@ -50,6 +66,8 @@ class Parts:
     decoder: State = field(default_factory=dict)
     head: State = field(default_factory=dict)
     projection: State = field(default_factory=dict)
+    branches: State = field(default_factory=dict)
+    scales: dict[int, float] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
 
@@ -65,6 +83,8 @@ def detect_kind(names: Iterable[str], family: Kind | None = None) -> Kind:
     bare = {name.removeprefix("encoder.") for name in known}
     if any(name.startswith(("encoder.trunk.", "trunk.")) for name in known):
         return "halfseen"
+    if "norm.0.weight" in bare:  # no other has a list of norms
+        return "localmim_swin" if "layers.0.blocks.0.attn.qkv.weight" in bare else "localmim_vit"
     plain = {_without_wrappers(name) for name in known}
     if "fc.fc1.weight" in plain and "fc.fc3.weight" in plain:
         return "msn"
@@ -99,14 +119,19 @@ def _stores_no_shift_mask(known: set[str]) -> bool:
     return shifted and not any(name.endswith(".attn_mask") or name.startswith("head.") for name in known)
 
 
-def take_apart(state: State, kind: Kind, role: Role | None = None) -> Parts:
+def take_apart(
+    state: State, kind: Kind, role: Role | None = None, patch_merge_order: PatchMergeOrder = "pretrain"
+) -> Parts:
     """Sort a checkpoint's tensors into `Parts`, under our names.
 
     Args:
         role: which network of a run's own checkpoint; elsewhere `state` is that of one network.
+        patch_merge_order: of LocalMIM's Swin only.
     """
     if kind == "halfseen":
         return _take_own(state, role)
+    if kind in ("localmim_vit", "localmim_swin"):
+        return _take_localmim(state, patch_merge_order)
     return {
         "simmim_vit": _take_simmim,
         "simmim_swin": _take_simmim,
@@ -255,6 +280,77 @@ def _take_kamim(state: State) -> Parts:
     return parts
 
 
+def _take_localmim(state: State, patch_merge_order: PatchMergeOrder) -> Parts:
+    """LocalMIM's ViT and Swin; the norm of the last tap becomes the final one.
+
+    Progressive freezing deletes the shallowest branches and numbers the others from 0 again. The layout of a head shows
+    its scale, which tells how many are gone.
+    """
+    parts = Parts()
+    swin = "layers.0.blocks.0.attn.qkv.weight" in _bare(state)
+    scales = _scales_of_heads(state)
+    first = _number_of_first(scales)
+    parts.scales = {number + first: scale for number, scale in scales.items()}
+    branches = {full: re.fullmatch(r"(norm|decoder|hog_enc)\.(\d+)\.(.+)", _inside(full)) for full in state}
+    last = max((int(found[2]) for found in branches.values() if found and found[1] == "norm"), default=-1)
+    for full, tensor in state.items():
+        name, branch = _inside(full), branches[full]
+        if branch:
+            part, number, rest = branch[1], int(branch[2]) + first, branch[3]
+            if part == "decoder":
+                parts.decoder[f"{number}.{rest}"] = tensor
+            elif part == "hog_enc" and rest == "conv.bias":
+                parts.branches[f"hog_bias.{number}"] = tensor
+            elif part == "hog_enc":
+                parts.ignored.append(full)
+            elif number == last + first:
+                parts.encoder[f"norm.{rest}"] = tensor
+            else:
+                parts.branches[f"norm.{number}.{rest}"] = tensor
+        elif _is_buffer(name):
+            parts.ignored.append(full)
+        elif swin and ".downsample." in name and patch_merge_order == "pretrain":
+            parts.encoder[_later_merging(name)] = by_columns(tensor)
+        else:
+            parts.encoder[_later_merging(name) if swin else name] = tensor
+    return parts
+
+
+def _inside(name: str) -> str:
+    return name.removeprefix("encoder.")
+
+
+def by_columns(tensor: Tensor) -> Tensor:
+    """A tensor of a patch merging whose last axis [4 C] joins 2 x 2 tokens by rows, now by columns; or back again."""
+    return tensor.reshape(*tensor.shape[:-1], 4, -1)[..., [0, 2, 1, 3], :].reshape(tensor.shape)
+
+
+def _scales_of_heads(state: State) -> dict[int, float]:
+    """Cells per token along one axis, by the number of the branch in the file; Swins have a linear head, one cell."""
+    places: dict[int, set[int]] = {}
+    for name in state:
+        if found := re.match(r"decoder\.(\d+)\.pred\.(?:(\d+)\.)?weight$", name):
+            places.setdefault(int(found[1]), set()).add(int(found[2] or 0))
+    layouts = {number: tuple(sorted(layers)) for number, layers in sorted(places.items())}
+    unknown = {number: layers for number, layers in layouts.items() if layers not in _HEADS}
+    if unknown:
+        number, layers = next(iter(unknown.items()))
+        raise WeightsError(
+            f"weights: the head decoder.{number}.pred has layers {', '.join(map(str, layers))}, which is none of "
+            "LocalMIM's. Is the file complete?"
+        )
+    return {number: _HEADS[layers] for number, layers in layouts.items()}
+
+
+def _number_of_first(scales: dict[int, float]) -> int:
+    """How many shallower branches once stood before a file's; 0 where their scales don't end like published ones."""
+    there = tuple(scales.values())
+    for published in _SCALES:
+        if there and there == published[-len(there) :]:
+            return len(published) - len(there)
+    return 0
+
+
 def _without_wrappers(name: str) -> str:
     """A name without the wrappers of data-parallel training and of multi-crop models, wherever they stand."""
     return name.replace("module.", "").replace("backbone.", "")
@@ -335,6 +431,10 @@ def _take_own(state: State, role: Role | None) -> Parts:
             parts.decoder[full.removeprefix("decoder.")] = tensor
         elif full.startswith(head) or full == PROTOTYPES:
             parts.projection[full.removeprefix(head)] = tensor
+        elif re.match(r"norm\.\d+\.", full):
+            parts.branches[full] = tensor
+        elif full == "hog.bias":
+            parts.branches |= {f"hog_bias.{number}": row for number, row in enumerate(tensor)}
         else:
             parts.ignored.append(full)
     return parts
@@ -365,8 +465,8 @@ def infer_model(parts: Parts, kind: Kind, num_heads: int | None = None) -> tuple
     state = parts.encoder
     if "layers.0.blocks.0.attn.qkv.weight" in state:
         config, image_size = _infer_swin(state)
-        own = {"norm_eps": 1e-6, "pad_windows": True} if kind == "ibot" else {}
-        return config.model_copy(update=own), image_size
+        own = {"ibot": {"norm_eps": 1e-6, "pad_windows": True}, "localmim_swin": {"norm_eps": 1e-6}}
+        return config.model_copy(update=own.get(kind, {})), image_size
     if kind in ("ibot", "msn"):
         config, image_size = _infer_vit(state, None, num_heads)
         rule = {"position_rule": "scale_offset" if kind == "ibot" else "scale"}

@@ -44,7 +44,7 @@ COMMANDS: dict[str, Entry] = {
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),
     "export": Entry("export", "Write an encoder as safetensors that timm loads."),
-    "import": Entry("import_", "Read official weights (MAE, SimMIM, KAMIM, ViNy) and report every key."),
+    "import": Entry("import_", "Read official weights (MAE, SimMIM, LocalMIM, iBOT, MSN ...) and report every key."),
 }
 
 

@@ -1,6 +1,8 @@
 """Starting a run from weights that exist already: a run's encoder, an exported one, or an official checkpoint."""
 
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -60,8 +62,9 @@ def _mask_token(method: Method, foreign: Imported) -> Tensor | None:
 
 
 def _load_rest(method: Method, foreign: Imported, mask_token: Tensor | None) -> None:
-    """Mask token and decoder, as far as names and shapes are the method's own; the others start fresh."""
+    """Mask token, decoders and heads, as far as names and shapes are the method's own; the others start fresh."""
     offered = {f"decoder.{name}": tensor for name, tensor in foreign.decoder_state.items()}
+    offered |= foreign.branch_state
     offered |= {
         name if name == "prototypes" else f"head.{name}": tensor for name, tensor in foreign.projection_state.items()
     }
@@ -70,10 +73,43 @@ def _load_rest(method: Method, foreign: Imported, mask_token: Tensor | None) -> 
     own = method.state_dict()
     if "mask_token" in offered and "mask_token" in own and offered["mask_token"].numel() == own["mask_token"].numel():
         offered["mask_token"] = offered["mask_token"].reshape(own["mask_token"].shape)  # ViNy keeps a bare vector.
-    taken = {name: tensor for name, tensor in offered.items() if name in own and own[name].shape == tensor.shape}
-    method.load_state_dict(taken, strict=False)
+    torn = _torn_branches(offered, own)
+    taken = {
+        name: tensor
+        for name, tensor in offered.items()
+        if name in own and own[name].shape == tensor.shape and _branch(name) not in torn
+    }
     left = sorted(set(offered) - set(taken))
+    if "hog.bias" in own:
+        rows = {name: number for name in left if (number := _branch(name, "hog_bias")) is not None}
+        rows = {name: number for name, number in rows.items() if number < len(own["hog.bias"]) and number not in torn}
+        taken["hog.bias"] = own["hog.bias"].clone()
+        for name, number in rows.items():
+            taken["hog.bias"][number] = offered[name]
+        left = [name for name in left if name not in rows]
+    method.load_state_dict(taken, strict=False)
     logger.info(
         "Started from '%s': %d tensors beside the encoder loaded%s.",
-        foreign.origin, len(taken), f", {len(left)} did not fit: {', '.join(left[:5])}" if left else "",
+        foreign.origin, len(offered) - len(left), f", {len(left)} did not fit: {', '.join(left[:5])}" if left else "",
     )  # fmt: skip
+
+
+def _torn_branches(offered: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> set[int]:
+    """Numbers of the decoders that fit in part only: half a decoder of another scale or width is worth nothing.
+
+    Fixed tables of positions don't count: the method has its own, for its image size.
+    """
+    torn = set()
+    for name in {*offered, *own}:
+        number = _branch(name)
+        if number is None or name.endswith(".pos_embed"):
+            continue
+        if name not in offered or name not in own or offered[name].shape != own[name].shape:
+            torn.add(number)
+    return torn
+
+
+def _branch(name: str, parts: str = "decoder|norm") -> int | None:
+    """The number of the branch that a tensor belongs to, where there are several decoders."""
+    found = re.match(rf"(?:{parts})\.(\d+)(?:\.|$)", name)
+    return int(found[1]) if found else None
