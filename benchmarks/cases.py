@@ -13,7 +13,7 @@ class Peer(NamedTuple):
 
     Attributes:
         title: what the table calls it: the name of the class in transformers, or the plain implementation.
-        package: where it comes from; "plain" is `benchmarks.plain`.
+        package: where it comes from; "plain" is `benchmarks.plain` or `benchmarks.plain_localmim`.
         precision: its number format; None takes the one of ours.
     """
 
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     """
 
     title: str
-    method: Literal["mae", "simmim", "kamim", "ibot", "msn"]
+    method: Literal["mae", "simmim", "kamim", "ibot", "msn", "localmim"]
     model: str
     image_size: int
     batch_size: int
@@ -97,6 +97,7 @@ CASES = {
         model_settings={"position_rule": "scale"},
         train={"clip_norm": 3.0},
     ),
+    "localmim": Case("LocalMIM ViT-S/16, HOG", "localmim", "vit_small", 224, 8, {}, PLAIN_PEER),
 }
 
 

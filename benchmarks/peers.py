@@ -57,7 +57,8 @@ def import_peer(case: Case) -> None:
     """Load all modules that the peer of a case needs, so that they count as imports, not as its memory."""
     assert case.peer is not None
     if case.peer.package == "plain":
-        import benchmarks.plain  # noqa: F401
+        import benchmarks.plain
+        import benchmarks.plain_localmim  # noqa: F401
     else:
         import transformers
 
@@ -69,8 +70,9 @@ def build_peer(case: Case, precision: str) -> Contestant:
     torch.manual_seed(0)
     if case.peer is not None and case.peer.package == "plain":
         from benchmarks.plain import build_plain
+        from benchmarks.plain_localmim import build_localmim
 
-        return build_plain(case)
+        return build_localmim(case) if case.method == "localmim" else build_plain(case)
     model = {"mae": mae_peer, "simmim": swin_peer}[case.method](case).train()
     images = torch.randn(case.batch_size, 3, case.image_size, case.image_size)
     inputs: dict[str, Callable[[], Tensor]] = {"pixel_values": lambda: images}
