@@ -23,8 +23,8 @@ class PixelShuffleDecoder(nn.Module):
 
     Args:
         embed_dim: width D of the encoder's tokens.
-        stride: pixels per token along one axis, s.
-        channels: colours.
+        stride: pixels per token along one axis, s; or cells, if histograms are predicted.
+        channels: colours; or values of a cell.
     """
 
     def __init__(self, embed_dim: int, stride: int, channels: int = 3) -> None:
@@ -51,8 +51,8 @@ class LinearPatchDecoder(nn.Linear):
 
     Args:
         embed_dim: width D of the encoder's tokens.
-        patch_size: side of a patch in pixels, p.
-        channels: colours.
+        patch_size: side of a patch in pixels, p; or in cells, if histograms are predicted.
+        channels: colours; or values of a cell.
     """
 
     def __init__(self, embed_dim: int, patch_size: int, channels: int = 3) -> None:
@@ -73,11 +73,11 @@ class MAEDecoder(nn.Module):
     Args:
         encoder_dim: width of the encoder's tokens.
         grid: (rows, cols) of the patch grid.
-        patch_size: side of a patch in pixels, p.
+        patch_size: side of a patch in pixels, p; or in cells, if histograms are predicted.
         embed_dim, depth, num_heads, mlp_ratio: the decoder's own sizes.
         num_prefix_tokens: class token (and registers) that come with the encoder's output.
         norm_eps: epsilon of its LayerNorms.
-        channels: colours.
+        channels: colours; or values of a cell.
     """
 
     def __init__(

@@ -57,7 +57,8 @@ def command(
     )
     if pictures is None:
         raise ConfigError(
-            f"'{run}': the method '{method.name}' predicts no pixels, so there is nothing to reconstruct."
+            f"'{run}': '{method.name}' as it was trained here predicts no pixels, so there is nothing to reconstruct. "
+            "MAE, SimMIM, KAMIM and LocalMIM do, with pixels as their target."
         )
     folder = out if out is not None else found.folder / "figures" if data is None else Path("reconstructions")
     arrays = pictures.write(folder)

@@ -8,6 +8,9 @@ Paper: Masked Autoencoders Are Scalable Vision Learners, arXiv 2111.06377.
     predict   decoder over visible tokens and mask tokens -> [B, N - n, 3 * patch^2], hidden patches only
     compare   mean squared error to the pixels, standardised patch by patch if `norm_pix_loss`
 
+With `target.kind=hog` it predicts histograms of oriented gradients, [B, N - n, (patch / cell)^2 * 3 * bins]: the target
+of MaskFeat, arXiv 2112.09133.
+
 Deviations, equal in value: hidden patches are never projected; the decoder's head runs on hidden patches only, and
 tokens are not shuffled back, since attention does not mind their order.
 """
@@ -17,13 +20,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from halfseen.backbones.base import Encoder, Features
 from halfseen.backbones.decoders import MAEDecoder
 from halfseen.backbones.initialise import init_mae
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import RandomSplit, count_visible, random_visible_ids
 from halfseen.methods.base import CropRatio, CropScale, Method
 from halfseen.methods.guide import AttentionGuide, Guide
@@ -31,8 +35,9 @@ from halfseen.ops.losses import masked_mse
 from halfseen.ops.patches import gather_tokens, patch_grid, patchify, pixel_mask
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import step_noise, torch_generator
+from halfseen.targets.hog import PatchHOG, PatchHOGConfig, PatchTarget
 from halfseen.targets.keypoints import KeypointWeight, LossWeight, UniformWeight
-from halfseen.targets.pixels import pixel_target, restore_patches, standardise_patches
+from halfseen.targets.pixels import PixelConfig, pixel_target, restore_patches, standardise_patches
 from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
 
 
@@ -43,6 +48,10 @@ class MAEConfig(BaseModel):
 
     name: Literal["mae"] = Field("mae", description="the method: mae")
     mask_ratio: float = Field(0.75, gt=0, lt=1, description="share of patches that are hidden, r")
+    target: PatchTarget = Field(
+        PixelConfig(kind="pixels"),
+        description="what is predicted of each hidden patch: its pixels, or hog (histograms of its gradients)",
+    )
     norm_pix_loss: bool = Field(
         False,
         description="standardise the target pixels of each patch; the best published weights do, the code's default "
@@ -71,6 +80,12 @@ class MAEConfig(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="resampling filter of the crop")
     antialias: bool = Field(True, description="filter with full support when a crop is shrunk, as Pillow does")
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "MAEConfig":
+        pixels = isinstance(self.target, PixelConfig)
+        refuse_idle(self, (Need(key, pixels, "target.kind=hog") for key in ("norm_pix_loss", "loss_weight")))
+        return self
+
 
 class MAE(Method):
     """MAE around a plain ViT.
@@ -83,7 +98,7 @@ class MAE(Method):
         seed: of the initial weights.
     Raises:
         ConfigError: an encoder that can't drop patches, decoder heads that don't divide its width, a mask that hides
-            all or nothing, or weight cells that don't divide the image.
+            all or nothing, weight cells that don't divide the image, or HOG cells that don't divide a patch.
         ShapeError: an image that is not made of whole patches.
     """
 
@@ -116,21 +131,28 @@ class MAE(Method):
         weight = config.loss_weight
         self.extras = weight.extras(image_size, "method.loss_weight") if isinstance(weight, KeypointWeight) else None
 
+        self.hog = None
+        side, channels = encoder.patch_size, 3
+        if isinstance(config.target, PatchHOGConfig):
+            self.hog = PatchHOG(config.target, encoder.patch_size, torch_generator(seed, "hog"))
+            side, channels = self.hog.cells_per_side, self.hog.channels
         self.encoder = encoder
         self.decoder = MAEDecoder(
             encoder.embed_dim,
             self.grid,
-            encoder.patch_size,
+            side,
             embed_dim=config.decoder_embed_dim,
             depth=config.decoder_depth,
             num_heads=config.decoder_num_heads,
             mlp_ratio=config.decoder_mlp_ratio,
             num_prefix_tokens=encoder.num_prefix_tokens,
             norm_eps=config.decoder_norm_eps,
+            channels=channels,
         )
         with torch.no_grad():
             init_mae(encoder, self.decoder, torch_generator(seed, "weights"))
-        self.guide = None if config.attention_mask is None else Guide(config.attention_mask, encoder)
+        guide = config.attention_mask
+        self.guide = None if guide is None else Guide(guide, encoder, mean, std)
 
     def view_plan(self) -> ViewPlan:
         """One view, and keypoint densities if the loss is weighted by them."""
@@ -149,7 +171,10 @@ class MAE(Method):
         patch_size = self.encoder.patch_size
         features: Features = self.encoder(images, visible_ids=split.visible_ids)
         prediction = self.decoder(features.prefix, features.patches, split.visible_ids, split.hidden_ids)
-        target = pixel_target(images, patch_size, ids=split.hidden_ids, standardise=self.config.norm_pix_loss)
+        if self.hog is None:
+            target = pixel_target(images, patch_size, ids=split.hidden_ids, standardise=self.config.norm_pix_loss)
+        else:
+            target = self.hog(images, split.hidden_ids)
         weights = None
         if isinstance(self.config.loss_weight, KeypointWeight):
             weights = gather_tokens(self.config.loss_weight.of_patches(extras, patch_size), split.hidden_ids)
@@ -190,8 +215,13 @@ class MAE(Method):
     @torch.no_grad()
     def reconstruct(
         self, images: Float[Tensor, "B 3 H W"], seed: int, mask_ratio: float | None = None
-    ) -> Reconstruction:
-        """Predictions of all patches; standardised ones are turned back with the statistics of the true patches."""
+    ) -> Reconstruction | None:
+        """Predictions of all patches; standardised ones are turned back with the statistics of the true patches.
+
+        None for HOG, which makes no picture.
+        """
+        if self.hog is not None:
+            return None
         patch_size = self.encoder.patch_size
         visible = self.num_visible if mask_ratio is None else count_visible(self.num_patches, mask_ratio)
         noise = torch.rand(len(images), self.num_patches, generator=torch_generator(seed, "reconstruct"))

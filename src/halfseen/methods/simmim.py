@@ -10,6 +10,9 @@ divide_twice true, every parameter decayed).
     predict   one linear layer, hidden tokens only -> [B, n, 3 * stride^2]
     compare   mean |prediction - image| over hidden pixels and colours
 
+With `target.kind=hog` the layer predicts histograms of oriented gradients, [B, n, (stride / cell)^2 * 3 * bins], and
+they are compared by squared error: target and loss of MaskFeat, arXiv 2112.09133.
+
 Deviation: hidden cells are drawn for the whole batch from the step's noise, not per sample in the loader; only tokens
 that enter the loss are decoded (the same value).
 """
@@ -19,7 +22,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from halfseen.backbones.base import Encoder
@@ -27,6 +30,7 @@ from halfseen.backbones.decoders import LinearPatchDecoder, PixelShuffleDecoder
 from halfseen.backbones.initialise import init_simmim
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import CellGrid
 from halfseen.methods.base import CropRatio, CropScale, Method
 from halfseen.methods.guide import AttentionGuide, Guide
@@ -34,8 +38,9 @@ from halfseen.ops.losses import join_weights, masked_l1
 from halfseen.ops.patches import PixelOrder, gather_tokens, pixel_mask
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import step_noise, torch_generator
+from halfseen.targets.hog import PatchHOG, PatchHOGConfig, PatchTarget
 from halfseen.targets.keypoints import KeypointWeight, LossWeight, UniformWeight
-from halfseen.targets.pixels import pixel_target
+from halfseen.targets.pixels import PixelConfig, pixel_target
 from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
 
 
@@ -60,8 +65,13 @@ class SimMIMConfig(BaseModel):
         description="head from a token to its pixels: pixel_shuffle = 1x1 convolution in (colour, row, column) order "
         "(official); linear = linear layer in (row, column, colour) order (ViNy)",
     )
+    target: PatchTarget = Field(
+        PixelConfig(kind="pixels"),
+        description="what is predicted of each hidden patch: its pixels, or hog (histograms of its gradients, with the "
+        "mean squared error)",
+    )
     divide_twice: bool = Field(
-        False, description="divide the mean L1 once more by the number of hidden tokens per image (ViNy)"
+        False, description="divide the mean error once more by the number of hidden tokens per image (ViNy)"
     )
     loss_weight: LossWeight = Field(
         UniformWeight(kind="uniform"),
@@ -86,6 +96,11 @@ class SimMIMConfig(BaseModel):
         True, description="filter with full support when a crop is shrunk, as Pillow does (KAMIM's SimMIM: no)"
     )
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "SimMIMConfig":
+        refuse_idle(self, [Need("loss_weight", isinstance(self.target, PixelConfig), "target.kind=hog")])
+        return self
+
 
 class SimMIM(Method):
     """SimMIM around any encoder that can replace patches.
@@ -97,8 +112,9 @@ class SimMIM(Method):
         mean, std: normalisation of the pixels, per colour, on the scale 0 to 1.
         seed: of the initial weights.
     Raises:
-        ConfigError: image, cell, patch and weight sizes that don't go together, a mask that hides all or nothing, or
-            a setting about bias tables for an encoder without them.
+        ConfigError: image, cell, patch and weight sizes that don't go together, a mask that hides all or nothing, HOG
+            cells that don't divide an output token's square, or a setting about bias tables for an encoder without
+            them.
     """
 
     name = "simmim"
@@ -143,18 +159,23 @@ class SimMIM(Method):
 
         self.encoder = encoder
         self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.mask_dim))
+        self.hog = None
+        side, channels = encoder.stride, 3
+        if isinstance(config.target, PatchHOGConfig):
+            self.hog = PatchHOG(config.target, encoder.stride, torch_generator(seed, "hog"))
+            side, channels = self.hog.cells_per_side, self.hog.channels
         self.decoder: PixelShuffleDecoder | LinearPatchDecoder
         self.pixel_order: PixelOrder
         if config.decoder == "pixel_shuffle":
-            self.decoder = PixelShuffleDecoder(encoder.embed_dim, encoder.stride)
+            self.decoder = PixelShuffleDecoder(encoder.embed_dim, side, channels)
             self.pixel_order = "channels_first"
         else:
-            self.decoder = LinearPatchDecoder(encoder.embed_dim, encoder.stride)
+            self.decoder = LinearPatchDecoder(encoder.embed_dim, side, channels)
             self.pixel_order = "channels_last"
         with torch.no_grad():
             init_simmim(encoder, self.mask_token, self.decoder, torch_generator(seed, "weights"))
         guide = config.attention_mask
-        self.guide = None if guide is None else Guide(guide, encoder, self.cells.patches_per_cell)
+        self.guide = None if guide is None else Guide(guide, encoder, mean, std, self.cells.patches_per_cell)
 
     def view_plan(self) -> ViewPlan:
         """One view, and keypoint densities if the loss is weighted by them."""
@@ -178,27 +199,34 @@ class SimMIM(Method):
 
         tokens = self.cells.tokens_in_loss(hidden_cells, stride // encoder.patch_size)
         prediction = self.decoder(gather_tokens(features.patches, tokens.ids))  # [B, n, 3 * stride^2]
-        target = pixel_target(images, stride, ids=tokens.ids, order=self.pixel_order)
+        if self.hog is None:
+            target = pixel_target(images, stride, ids=tokens.ids, order=self.pixel_order)
+        else:
+            target = self.hog(images, tokens.ids)  # [B, n, (stride / cell)^2 * 3 * bins]
 
         weights = tokens.weights
         if isinstance(self.config.loss_weight, KeypointWeight):
             density = self.config.loss_weight.of_patches(extras, stride)  # [B, N', k, k]
             weights = join_weights(weights, gather_tokens(density, tokens.ids))
-        # ViNy's mean L1 is divided again by the number of hidden tokens of an image.
+        # ViNy's mean error is divided again by the number of hidden tokens of an image.
         hidden_tokens = self.cells.num_hidden_patches * (encoder.patch_size / stride) ** 2
         divisor = hidden_tokens if self.config.divide_twice else 1.0
         hidden_pixels = len(images) * self.cells.num_hidden_patches * encoder.patch_size**2
 
-        def l1(predicted: Tensor, weights: Tensor | None) -> Tensor:
+        def error(predicted: Tensor, weights: Tensor | None) -> Tensor:
+            if self.hog is not None:
+                return self.hog.mse(predicted, target, weights)
             return masked_l1(
                 predicted, target, num_hidden_pixels=hidden_pixels, weights=weights, order=self.pixel_order
             )
 
-        loss = l1(prediction, weights) / divisor
+        loss = error(prediction, weights) / divisor
         with torch.no_grad():
             metrics = {
-                "l1_mean": loss * divisor if weights is tokens.weights else l1(prediction, tokens.weights),
-                "mean_loss": l1(target.mean().expand_as(target), weights) / divisor,
+                "l1_mean" if self.hog is None else "mse": (
+                    loss * divisor if weights is tokens.weights else error(prediction, tokens.weights)
+                ),
+                "mean_loss": error(target.mean().expand_as(target), weights) / divisor,
                 "hidden_share": mask.float().mean(),
                 "prediction_std": prediction.float().std(),
                 "target_std": target.std(),
@@ -243,8 +271,10 @@ class SimMIM(Method):
     @torch.no_grad()
     def reconstruct(
         self, images: Float[Tensor, "B 3 H W"], seed: int, mask_ratio: float | None = None
-    ) -> Reconstruction:
-        """The whole picture as the decoder sees it, hidden and visible parts alike."""
+    ) -> Reconstruction | None:
+        """The whole picture as the decoder sees it, hidden and visible parts alike; None for HOG, no picture."""
+        if self.hog is not None:
+            return None
         grid = self.cells if mask_ratio is None else self._cell_grid(mask_ratio, self.encoder.patch_size)
         noise = torch.rand(len(images), grid.num_cells, generator=torch_generator(seed, "reconstruct"))
         mask = grid.patch_mask(grid.hide(noise).to(images.device))

@@ -12,7 +12,7 @@ from halfseen.errors import DataError
 from halfseen.evaluation.protocols import Split, knn_protocol
 from halfseen.evaluation.results import Result
 from halfseen.methods.base import Method
-from halfseen.pretraining.build import prepare_method
+from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig
 from halfseen.reports.figures import draw_reconstructions
 from halfseen.reports.page import write_report
@@ -58,8 +58,8 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
             evaluations.append(result)
     elif config.evaluate.knn:
         terminal.say(
-            "The images have no labels (no first-level folders), so there is no k-NN accuracy; the report shows "
-            "reconstructions. `halfseen knn` measures the encoder on any labelled folder."
+            "The images have no labels (no first-level folders), so there is no k-NN accuracy. `halfseen knn` measures "
+            "the encoder on any labelled folder."
         )
     held_out = test_split(config)
     pictures = reconstruct_images(
@@ -85,13 +85,12 @@ def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path,
     The data is a labelled test split if there is one, else every image is classified by all the others.
     """
     encoders = dict(method.encoders())
-    untrained = config.model_copy(update={"init": None, "seed": config.seed + 1})
     test = test_split(config)
     if test is not None and not (test.labels >= 0).any():
         test = None
     return knn_protocol(
         encoders.pop(method.main_role),
-        lambda: prepare_method(untrained).encoders()["student"],
+        lambda: untrained_encoder(config),
         Split(source, "train"),
         None if test is None else Split(test, "test"),
         config.evaluate,

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from halfseen.errors import ConfigError, ShapeError
-from halfseen.ops.patches import PixelOrder, gather_tokens, patchify
+from halfseen.ops.losses import cell_mse
+from halfseen.ops.patches import gather_tokens, patchify, repeat_cells
 from halfseen.targets.pixels import PixelConfig
 
 COLOURS = 3
@@ -222,12 +223,15 @@ def _pool(fine: Float[Tensor, "B C h w n"], cell: int, unit: int) -> Float[Tenso
 
 
 class PatchHOG(nn.Module):
-    """HOG of the cells within each patch, as a target of patch vectors.
+    """HOG of the cells within each patch, as a target of patch vectors and the loss that goes with it.
 
     Args:
         config: bins, cells, bias.
-        patch_size: side of a target patch in pixels.
+        patch_size: side of a predicted patch in pixels.
         generator: draws the bias.
+    Attributes:
+        cells_per_side: cells along one axis of a patch, k.
+        channels: values of a cell.
     Raises:
         ConfigError: cells that don't divide the patch.
     """
@@ -245,17 +249,35 @@ class PatchHOG(nn.Module):
         self.cells_per_side = patch_size // config.cell_size
         self.channels = self.hog.channels
 
-    def forward(
-        self, images: Float[Tensor, "B 3 H W"], ids: Int64[Tensor, "B n"], order: PixelOrder
-    ) -> Float32[Tensor, "B n P"]:
-        """What must be predicted of the patches `ids`: P = cells_per_side^2 * channels values, as if cells were pixels.
+    def forward(self, images: Float[Tensor, "B 3 H W"], ids: Int64[Tensor, "B n"]) -> Float32[Tensor, "B n P"]:
+        """What must be predicted of some patches: P = k^2 * channels values, cell by cell, row-major.
 
         Args:
             images: normalised.
-            ids: wanted patches, row-major numbers.
-            order: order of the values inside a patch; histograms stand in the place of colours.
+            ids: row-major numbers of the wanted patches.
         """
         (cells,) = self.hog(images)
         B, _, values = cells.shape
         picture = cells.view(B, images.shape[-2] // self.cell_size, -1, values).permute(0, 3, 1, 2)
-        return gather_tokens(patchify(picture, self.cells_per_side, order), ids)
+        return gather_tokens(patchify(picture, self.cells_per_side, "channels_last"), ids)
+
+    def mse(
+        self,
+        prediction: Float[Tensor, "B n P"],
+        target: Float[Tensor, "B n P"],
+        weights: Float[Tensor, "B n l l"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean squared error over hidden cells; a cell that is hidden in part counts by that part.
+
+        Args:
+            prediction, target: as from `forward`.
+            weights: hidden parts of the patches, in [0, 1], on a grid of any size l; None where they are all hidden.
+        """
+        B, n, _ = target.shape
+        shape = (B, n * self.cells_per_side**2, self.channels)
+        hidden = None
+        if weights is not None:
+            fine = math.lcm(weights.shape[-1], self.cells_per_side)
+            weights = repeat_cells(weights, fine // weights.shape[-1])
+            hidden = F.avg_pool2d(weights, fine // self.cells_per_side).reshape(shape[:2])
+        return cell_mse(prediction.reshape(shape), target.reshape(shape), hidden)
