@@ -220,6 +220,30 @@ def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_a_dry_run_tells_when_what_freezes_and_what_that_saves(
+    tmp_path: Path,
+    make_images: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_images(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    tiny = ["data.image_size=32", "model.patch_size=8", "model.depth=7", "model.embed_dim=32", "model.num_heads=2"]
+    tiny += ["train.batch_size=4", "train.epochs=10", "train.freeze.t0=0.5", "train.freeze.scale=linear"]
+    tiny += ["method.scales=[4,2,1,0.5]", "method.taps=[2,4,5,7]", "runtime.threads=1"]
+    assert run(["pretrain", "photos", "--recipe", "localmim_small_scenes", *tiny, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    rows = [line.replace(",", "").split() for line in text.splitlines() if line.rstrip().endswith("%")]
+    assert [int(row[2]) for row in rows] == list(range(8))
+    assert [int(row[3]) for row in rows] == [0, 0, 0, 1, 1, 2, 3, 3]
+    # 50 steps, 5 of them warm-up: unit i freezes at the first step after 5 + 45 (0.5 + 0.5 i / 7).
+    assert [int(row[0]) for row in rows] == [0] + [int(5 + 45 * (0.5 + 0.5 * unit / 7)) + 1 for unit in range(7)]
+    for column in (-1, -2):
+        shares = [int(row[column].rstrip("%")) for row in rows]
+        assert shares[0] == 100 and shares == sorted(shares, reverse=True) and shares[-1] < 40
+    assert re.search(r"freezing +saves about -?[\d.]+% of the time and \d\d\.\d% of the operations", text)
+
+
 def test_wrong_words_through_the_real_command_line(tmp_path: Path) -> None:
     command = [
         sys.executable,

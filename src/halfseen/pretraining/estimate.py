@@ -60,11 +60,13 @@ class StageCost(NamedTuple):
         stage: its steps and what is frozen.
         seconds: a pass forward and backward, measured; of as many images in all stages.
         flops: its multiplications and additions in matrix products and convolutions, counted.
+        kept_bytes: what it keeps for the backward pass.
     """
 
     stage: Stage
     seconds: float
     flops: int
+    kept_bytes: int
 
 
 class Estimate(NamedTuple):
@@ -181,12 +183,13 @@ def _describe_stages(found: Estimate) -> tuple[str, ...]:
     lines = [
         f"freezing     saves about {found.saved('seconds'):.1%} of the time and {found.saved('flops'):.1%} of the "
         "operations of all steps (both of passes that were tried at each stage)",
-        "             from step    epoch   units frozen   branches left out   time of a step   operations",
+        "             from step    epoch   units frozen   branches gone   time of a step   operations   activations",
     ]
-    for stage, seconds, flops in found.stages:
+    for stage, seconds, flops, kept in found.stages:
         lines.append(
             f"             {stage.first_step:9,} {stage.first_step / found.steps_per_epoch:8.2f} {stage.frozen:14} "
-            f"{stage.branches_gone:19} {seconds / first.seconds:16.0%} {flops / first.flops:12.0%}"
+            f"{stage.branches_gone:15} {seconds / first.seconds:16.0%} {flops / first.flops:12.0%} "
+            f"{kept / first.kept_bytes:13.0%}"
         )
     return tuple(lines)
 
@@ -225,8 +228,9 @@ def _try_stages(
         counter = FlopCounterMode(display=False)
         with counter:
             _pass(config, method, device, count)
-        seconds = min(_pass(config, method, device, count).seconds for _ in range(STAGE_PASSES))
-        found.append(StageCost(stage, seconds, counter.get_total_flops()))
+        trials = [_pass(config, method, device, count) for _ in range(STAGE_PASSES)]
+        seconds = min(trial.seconds for trial in trials)
+        found.append(StageCost(stage, seconds, counter.get_total_flops(), trials[0].kept_bytes))
     return tuple(found)
 
 
