@@ -17,6 +17,17 @@ CASES = {method: (TINY[method], 1e-5) for method in TINY} | {
     "msn with batch norm": (TINY["msn"], 3e-4),
     # Four freezes within the ten steps of the test; two micro-batches per step.
     "mae with freezing": ((*TINY["mae"], *FREEZING, "train.micro_batch_size=2"), 1e-5),
+    # Two of three branches leave on the way.
+    "localmim with freezing": (
+        (
+            *TINY["localmim"],
+            *FREEZING,
+            "method.taps=[1,2,4]",
+            "method.scales=[2,1,0.5]",
+            "train.micro_batch_size=2",
+        ),
+        1e-5,
+    ),
     "ibot with freezing": ((*TINY["ibot"], *FREEZING), 1e-5),
 }
 

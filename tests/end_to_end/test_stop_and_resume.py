@@ -49,11 +49,14 @@ def test_killed_runs_end_with_the_same_bits(method: str, make_images: Callable[.
 
 
 @pytest.mark.slow
-def test_a_run_killed_around_a_freeze_ends_with_the_same_bits(make_images: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [TINY["mae"], (*TINY["localmim"], "method.taps=[1,3]")], ids=["mae", "localmim"])
+def test_a_run_killed_around_a_freeze_ends_with_the_same_bits(
+    method: tuple[str, ...], make_images: Callable[..., Path], tmp_path: Path
+) -> None:
     """`kill -9` as soon as the checkpoint before, at or after a freeze is there, and on from that very checkpoint."""
     make_images(tmp_path / "photos", count=80)
     words = (
-        "pretrain", "photos", *TINY["mae"], "model.depth=3", "train.epochs=4", "train.checkpoint_every_steps=1",
+        "pretrain", "photos", *method, "model.depth=3", "train.epochs=4", "train.checkpoint_every_steps=1",
         "train.keep_checkpoints=100", "train.freeze.t0=0.4", "train.freeze.scale=linear",
     )  # fmt: skip
     done = run(*words, "--name", "unbroken", cwd=tmp_path)

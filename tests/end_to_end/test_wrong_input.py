@@ -12,7 +12,7 @@ import torch
 
 from command_line import TINY, checkpoints, environment, final_weights, run
 
-MAE, IBOT, MSN = TINY["mae"], TINY["ibot"], TINY["msn"]
+MAE, IBOT, MSN, LOCALMIM = TINY["mae"], TINY["ibot"], TINY["msn"], TINY["localmim"]
 NO_VIT = ("model.depth=null", "model.depths=[1,1]", "model.num_heads=[1,2]", "model.patch_size=4",
           "model.position_rule=size")  # fmt: skip
 
@@ -35,6 +35,15 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "setting without effect in a method": (
         ("pretrain", "photos", *IBOT, "method.local_crops_number=0", "method.local_crop_size=24"),
         ("method.local_crop_size", "24", "no effect with local_crops_number=0")),
+    "too few blocks for the taps": (
+        ("pretrain", "photos", *LOCALMIM, "method.taps=null", "method.scales=[4,2,1,0.5]", "model.depth=6"),
+        ("method.taps", "2, 4, 4, 6", "6 blocks", "at least 7")),
+    "taps that end below the last block": (
+        ("pretrain", "photos", *LOCALMIM, "model.depth=4"), ("method.taps", "4 blocks", "learn nothing", "End with 4")),
+    "cells that are not whole pixels": (
+        ("pretrain", "photos", *LOCALMIM, "model.patch_size=4", "method.scales=[8,1]"), ("method.scales", "8", "4 px")),
+    "groups of patches that leave one over": (
+        ("pretrain", "photos", *LOCALMIM, "data.image_size=40"), ("method.scales", "0.5", "5x5")),
     "method that does not exist": (("pretrain", "photos", "method.name=mea"), ("method.name", "'mea'", "'mae'")),
     "empty folder": (("pretrain", "empty", *MAE), ("empty", "image")),
     "missing folder": (("pretrain", "photoz", *MAE), ("photoz", "photos")),
