@@ -72,11 +72,9 @@ def same_network(loaded: "LoadedEncoder", run: Run | None, seed: int) -> Callabl
 
     def build() -> "Encoder":
         if run is not None and run.config.data.image_size == loaded.encoder.image_size:
-            from halfseen.pretraining.build import prepare_method
+            from halfseen.pretraining.build import untrained_encoder
 
-            # The run's own first weights would be a chance that the trained ones depend on; another seed is not.
-            untrained = run.config.model_copy(update={"init": None, "seed": run.config.seed + 1})
-            return prepare_method(untrained).encoders()["student"]
+            return untrained_encoder(run.config)
         import torch
 
         from halfseen.backbones.build import build_encoder

@@ -18,7 +18,8 @@ from halfseen.backbones.weights import load_encoder
 from halfseen.errors import ConfigError
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.attention import AttentionMask, attention_scores, drawn_hints, hide_by_score
-from halfseen.ops.moving_average import Pair, pair_by_name, update_average
+from halfseen.ops.moving_average import pair_by_name, update_average
+from halfseen.ops.pixels import Channels
 from halfseen.ops.randomness import step_noise
 from halfseen.types import Progress
 
@@ -52,8 +53,8 @@ class AttentionGuide(BaseModel):
     show_ratio: float = Field(0.5, gt=0, lt=1, description="for select hint: share of these patches that stay visible")
     encoder: str | None = Field(
         None,
-        description="whose attention: a run, a halfseen encoder or an official checkpoint; null = a moving average of "
-        "the encoder that is being trained",
+        description="whose attention: a run, a halfseen encoder or an official checkpoint, which sees the images in "
+        "its own normalisation (ImageNet's for official ones); null = a moving average of the encoder that is trained",
     )
     momentum: float = Field(
         0.996, ge=0, le=1, description="share of the moving average that stays at each update, without a given encoder"
@@ -83,20 +84,43 @@ class AttentionGuide(BaseModel):
 class Guide(nn.Module):
     """The encoder that looks, and the noise that it makes.
 
+    It stays in evaluation mode whatever mode the method is in: it only looks, and batch norms of a convolutional stem
+    must not take the statistics of a batch for those of the data.
+
+    Attributes:
+        encoder: the one that looks.
+        mean, std: normalisation of the images that it sees.
+
     Args:
         config: the settings.
         encoder: the one that is being trained.
+        mean, std: normalisation of the images that `noise` is given.
         cell_patches: patches along one side of a mask cell; a cell's score is the mean of its patches'.
     Raises:
-        ConfigError: an encoder without class-token attention, of another patch size, or hints that show nothing.
+        ConfigError: an encoder without class-token attention, of another patch size, without trained weights, or hints
+            that show nothing.
+        WeightsError: a given encoder that isn't there or can't be read.
     """
 
-    def __init__(self, config: AttentionGuide, encoder: Encoder, cell_patches: int = 1) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self, config: AttentionGuide, encoder: Encoder, mean: Channels, std: Channels, cell_patches: int = 1
+    ) -> None:
         super().__init__()
         self.config = config
         self.mask = config.mask()
         self.cell_patches = cell_patches
-        looking = encoder if config.encoder is None else load_encoder(config.encoder).encoder
+        looking, self.mean, self.std = encoder, mean, std
+        if config.encoder is not None:
+            given = load_encoder(config.encoder)
+            looking, self.mean, self.std = given.encoder, given.mean, given.std
+            if given.role == "random":
+                raise ConfigError(
+                    f"method.attention_mask.encoder: '{config.encoder}' names a network without trained weights, whose "
+                    "attention means nothing. Give a run, or a file of weights."
+                )
         if not looking.has_class_token:
             raise ConfigError(
                 "method.attention_mask: this model has no class token whose attention could be followed. Choose a "
@@ -107,7 +131,13 @@ class Guide(nn.Module):
                 f"method.attention_mask.encoder: '{config.encoder}' has patches of {looking.patch_size} px, the model "
                 f"of {encoder.patch_size} px. Give one with equal patches."
             )
-        self.encoder = averaged_copy(looking)
+        self.encoder = averaged_copy(looking).eval()
+        # From the images as given to those that the encoder knows; exactly 1 and 0 where these are the same.
+        given_mean, given_std, own_mean, own_std = (
+            torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in (mean, std, self.mean, self.std)
+        )
+        self.register_buffer("scale", (given_std / own_std).float(), persistent=False)
+        self.register_buffer("shift", ((given_mean - own_mean) / own_std).float(), persistent=False)
         cells = (encoder.image_size // encoder.patch_size // cell_patches) ** 2
         self.mask.check_layer(looking.num_layers, "method.attention_mask")
         self.num_top = int(cells * config.show_max)
@@ -118,6 +148,12 @@ class Guide(nn.Module):
                 f"show_ratio={config.show_ratio:g} of them shows none: hint would be high. Raise one of them, or write "
                 "select=high."
             )
+
+    def train(self, mode: bool = True) -> "Guide":
+        """As of every module, except that the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
 
     @torch.no_grad()
     def noise(
@@ -135,7 +171,8 @@ class Guide(nn.Module):
         B, num_cells = noise.shape
         depth = self.encoder.num_layers
         blocks = tuple(sorted(set(self.mask.blocks(depth))))
-        found = self.encoder(images, attention_layers=blocks, attention_rows=self.mask.rows)
+        seen = images * self.scale + self.shift
+        found = self.encoder(seen, attention_layers=blocks, attention_rows=self.mask.rows)
         num_patches = found.grid[0] * found.grid[1]
         maps = dict(zip(blocks, found.attention, strict=True))
         scores = attention_scores(self.mask, maps, self.mask.rows, num_patches, depth)
@@ -150,14 +187,19 @@ class Guide(nn.Module):
         guided: Bool[Tensor, "B 1"] = drawn[:, :1] < self.config.guided_share
         return torch.where(guided, scores, noise.to(images.device, non_blocking=True))
 
-    def pairs(self, encoder: Encoder) -> list[Pair]:
-        """What `follow` averages: nothing with a given encoder."""
-        return pair_by_name(encoder, self.encoder) if self.config.encoder is None else []
-
     def start(self, encoder: Encoder) -> None:
         """Make the average equal to the encoder that is being trained."""
-        update_average(self.pairs(encoder), 0.0)
+        self._follow(encoder, 0.0)
 
     def follow(self, encoder: Encoder) -> None:
         """Move the average towards the encoder that is being trained."""
-        update_average(self.pairs(encoder), self.config.momentum)
+        self._follow(encoder, self.config.momentum)
+
+    @torch.no_grad()
+    def _follow(self, encoder: Encoder, momentum: float) -> None:
+        """Nothing with a given encoder. Running statistics, averages already, are taken over as they are."""
+        if self.config.encoder is not None:
+            return
+        update_average(pair_by_name(encoder, self.encoder), momentum)
+        for own, followed in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
+            own.copy_(followed)

@@ -1,19 +1,30 @@
-"""A run's method: built from its settings, started from random or given weights, or read back from a checkpoint."""
+"""A run's method: built from its settings, started from random or given weights, or read back from a checkpoint.
+
+An encoder whose attention guides the masks may be anywhere when a run begins. The run keeps a copy of it in its own
+folder, so that it can go on, and be looked at, without it.
+"""
 
 from pathlib import Path
 
 import torch
 
+from halfseen.backbones.base import Encoder
 from halfseen.backbones.build import build_encoder
+from halfseen.backbones.weights import export_encoder
 from halfseen.engine.checkpoint import Identity, latest_checkpoint, load_checkpoint, restore_model
 from halfseen.engine.config import science_settings
 from halfseen.errors import CheckpointError
 from halfseen.methods.base import Method
-from halfseen.methods.table import build_method
+from halfseen.methods.mae import MAE, MAEConfig
+from halfseen.methods.simmim import SimMIM, SimMIMConfig
+from halfseen.methods.table import AnyMethodConfig, build_method
 from halfseen.ops.randomness import stream_seed
 from halfseen.pretraining.config import RunConfig
-from halfseen.pretraining.folder import read_config
+from halfseen.pretraining.folder import CONFIG, read_config
 from halfseen.pretraining.initial_weights import load_initial_weights
+
+GUIDE = "guide"
+"""Folder in a run's that keeps a given encoder whose attention guides the masks."""
 
 
 def prepare_method(config: RunConfig, weights: bool = True) -> Method:
@@ -26,11 +37,44 @@ def prepare_method(config: RunConfig, weights: bool = True) -> Method:
         torch.manual_seed(stream_seed(config.seed, "build"))
         encoder = build_encoder(config.model, config.data.image_size)
         method = build_method(
-            config.method, encoder, config.data.image_size, config.data.mean, config.data.std, config.seed
+            _guided_by_copy(config), encoder, config.data.image_size, config.data.mean, config.data.std, config.seed
         )
     if config.init is not None and weights:
         load_initial_weights(method, config.init)
     return method
+
+
+def untrained_encoder(config: RunConfig) -> Encoder:
+    """The network of a run's encoder as the method begins it, but by another seed: no file is needed for it.
+
+    The run's own first weights would be a chance that the trained ones depend on.
+    """
+    method = config.method
+    if isinstance(method, MAEConfig | SimMIMConfig):
+        method = method.model_copy(update={"attention_mask": None})
+    untrained = config.model_copy(update={"init": None, "seed": config.seed + 1, "method": method})
+    return prepare_method(untrained).encoders()["student"]
+
+
+def keep_guide(method: Method, folder: Path) -> None:
+    """Copy the given encoder whose attention guides the masks, if there is one, into the run's folder."""
+    guide = method.guide if isinstance(method, MAE | SimMIM) else None
+    if guide is not None and guide.config.encoder is not None:
+        origin = {"origin": guide.config.encoder}
+        export_encoder(guide.encoder, folder / GUIDE, mean=guide.mean, std=guide.std, role="guide", extra=origin)
+
+
+def _guided_by_copy(config: RunConfig) -> AnyMethodConfig:
+    """The method's settings, with the run's own copy of a given encoder once there is one."""
+    method = config.method
+    guide = method.attention_mask if isinstance(method, MAEConfig | SimMIMConfig) else None
+    if guide is None or guide.encoder is None or config.run_dir is None:
+        return method
+    folder = Path(config.run_dir)
+    if not (folder / CONFIG).is_file() or not (folder / GUIDE).is_dir():
+        return method
+    own = guide.model_copy(update={"encoder": str(folder / GUIDE)})
+    return method.model_copy(update={"attention_mask": own})
 
 
 def load_method(run_dir: str | Path) -> Method:
@@ -40,7 +84,7 @@ def load_method(run_dir: str | Path) -> Method:
         CheckpointError: no run, or no whole checkpoint in it.
     """
     folder = Path(run_dir)
-    config = read_config(folder)
+    config = read_config(folder).model_copy(update={"run_dir": str(folder)})
     method = prepare_method(config, weights=False)
     newest = latest_checkpoint(folder)
     if newest is None:

@@ -33,7 +33,7 @@ from halfseen.methods.base import Method
 from halfseen.methods.table import METHODS
 from halfseen.ops.pixels import normalise
 from halfseen.ops.randomness import numpy_generator
-from halfseen.pretraining.build import identity_of, prepare_method
+from halfseen.pretraining.build import identity_of, keep_guide, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
 from halfseen.pretraining.folder import (
@@ -145,9 +145,9 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         terminal = open_terminal(world.is_main)
         source = open_source(config.data.source, "train", config=config.data)
         require_same(world, "data", source.fingerprint())
-        method = prepare_method(config)
-        loader = _open_loader(config, method, source, world)
         start = _starting_point(Path(str(config.run_dir)), config) if resume else None
+        method = prepare_method(config, weights=start is None)
+        loader = _open_loader(config, method, source, world)
         bad = precheck(source, config.data) if world.is_main else []
         run_dir = Path(str(config.run_dir))
         if not resume:
@@ -157,6 +157,8 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         if world.is_main:
             diary.read()
             diary.note(bad)
+            if not resume:
+                keep_guide(method, run_dir)
             if not resume or config != read_config(run_dir):
                 write_config(run_dir, Loaded(config, loaded.provenance))
             write_environment(run_dir, command, loaded.provenance["runtime.threads"] == DEFAULT)
