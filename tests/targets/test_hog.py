@@ -146,6 +146,29 @@ def test_no_gradient_and_float32_under_autocast() -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_half_precision_it_is_the_convolution_of_the_original(bias: bool) -> None:
+    images = noise(2, 3, 16, 16)
+    hog = HOGTarget((4, 8), bins=9, bias=bias, generator=torch.Generator().manual_seed(0), fp32=False)
+    across = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    kernel = torch.stack([across, across.T])[:, None]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hog(images)
+        for number, (histograms, cell) in enumerate(zip(found, hog.cells, strict=True)):
+            padded = F.pad(images.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
+            gradients = F.conv2d(padded, kernel, None if hog.bias is None else hog.bias[number])
+            assert gradients.dtype == torch.bfloat16
+            bins = (torch.atan2(gradients[:, 0], gradients[:, 1]) / math.pi * 9).floor().long() % 9
+            lengths = gradients.float().norm(dim=1)
+            maps = torch.stack([lengths * (bins == each) for each in range(9)], dim=1)
+            expected = F.normalize(F.avg_pool2d(maps, cell), dim=1).reshape(2, 27, -1).transpose(1, 2)
+            torch.testing.assert_close(histograms, expected, rtol=0, atol=1e-6)
+    assert found[0].dtype == torch.float32
+    exact = HOGTarget((4, 8), bins=9, bias=bias, generator=torch.Generator().manual_seed(0))(images)
+    assert not torch.equal(found[0], exact[0])
+    assert torch.equal(hog(images)[0], exact[0])
+
+
 def test_the_bias_is_part_of_the_state_and_of_the_generator() -> None:
     first, again, other = (
         HOGTarget((4, 8, 8), 18, bias=True, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)

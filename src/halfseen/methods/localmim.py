@@ -236,7 +236,7 @@ class LocalMIM(Method):
         target = config.target
         self.hog: HOGTarget | None = None
         if isinstance(target, HOGConfig):
-            self.hog = HOGTarget(self.cell_sizes, target.bins, target.bias, torch_generator(seed, "hog"))
+            self.hog = HOGTarget(self.cell_sizes, target.bins, target.bias, torch_generator(seed, "hog"), target.fp32)
 
     @property
     def num_patches(self) -> int:

@@ -34,6 +34,13 @@ _Bias = Annotated[
         "shifts both length and orientation"
     ),
 ]
+_Fp32 = Annotated[
+    bool,
+    Field(
+        description="find gradients in single precision whatever the run's; false rounds them and their angles to half "
+        "precision where the run has it, as the official LocalMIM code does",
+    ),
+]
 
 
 class HOGConfig(BaseModel):
@@ -44,6 +51,7 @@ class HOGConfig(BaseModel):
     kind: Literal["hog"] = Field("hog", description="the target: hog = histograms of oriented gradients")
     bins: _Bins = 9
     bias: _Bias = False
+    fp32: _Fp32 = True
 
 
 class PatchHOGConfig(BaseModel):
@@ -133,6 +141,8 @@ class HOGTarget(nn.Module):
         bins: orientations, n.
         bias: add two constants to the gradients of each scale, drawn from U(-1/3, 1/3) and never trained.
         generator: draws the constants; None takes torch's own.
+        fp32: whether an autocast of the caller leaves no trace; else gradients and angles have its precision, as if
+            the convolution of the original ran in it.
     Attributes:
         bias: float32 [K, 2], constants of the horizontal and vertical gradient of each scale; None without.
     """
@@ -141,11 +151,17 @@ class HOGTarget(nn.Module):
     rows: Tensor
 
     def __init__(
-        self, cells: Sequence[int], bins: int = 9, bias: bool = False, generator: torch.Generator | None = None
+        self,
+        cells: Sequence[int],
+        bins: int = 9,
+        bias: bool = False,
+        generator: torch.Generator | None = None,
+        fp32: bool = True,
     ) -> None:
         super().__init__()
         self.cells = tuple(cells)
         self.bins = bins
+        self.fp32 = fp32
         constants = None
         if bias:
             constants = torch.empty(len(self.cells), 2).uniform_(-_BIAS_BOUND, _BIAS_BOUND, generator=generator)
@@ -162,7 +178,7 @@ class HOGTarget(nn.Module):
     def forward(
         self, images: Float[Tensor, "B 3 H W"], start: int = 0
     ) -> tuple[Float32[Tensor, "B cells values"], ...]:
-        """Histograms of each scale, computed in float32 whatever the autocast of the caller.
+        """Histograms of each scale, added up in float32 whatever the autocast of the caller.
 
         Args:
             images: normalised with the data's mean and std; finite.
@@ -182,26 +198,35 @@ class HOGTarget(nn.Module):
                 "must be multiples of each cell size."
             )
         unit = math.gcd(*cells)
+        dtype = torch.float32 if self.fp32 else _precision(images.device.type)
         with torch.autocast(images.device.type, enabled=False):
-            horizontal, vertical = (cut_cells(part, unit) for part in sobel_gradients(images.float()))
+            gradients = sobel_gradients(images.to(dtype).float())
+            horizontal, vertical = (cut_cells(part, unit) for part in gradients)
             if self.bias is None:
-                fine = self._histograms(Gradients(horizontal, vertical))
+                fine = self._histograms(Gradients(horizontal, vertical), dtype)
                 return tuple(_pool(fine, cell, unit) for cell in cells)
             scales = []
-            for cell, (b0, b1) in zip(cells, self.bias[start:].float(), strict=True):
-                scales.append(_pool(self._histograms(Gradients(horizontal + b0, vertical + b1)), cell, unit))
+            for cell, (b0, b1) in zip(cells, self.bias[start:].to(dtype).float(), strict=True):
+                fine = self._histograms(Gradients(horizontal + b0, vertical + b1), dtype)
+                scales.append(_pool(fine, cell, unit))
             return tuple(scales)
 
-    def _histograms(self, gradients: Gradients) -> Tensor:
+    def _histograms(self, gradients: Gradients, dtype: torch.dtype) -> Tensor:
         """Lengths of the gradients in each smallest cell, added up by bin: [B, C, h, w, u * u] to [B, C, h, w, bins].
 
         A weighted sum of rows picked from a table is a histogram without a map of all bins for every pixel: on a CPU a
         fifth of the time of comparing with each bin, and on a GPU in a fixed order, unlike scattered additions.
         """
+        gradients = Gradients(*(part.to(dtype) for part in gradients))
         index = _signed_bins(gradient_phase(gradients), self.bins).add_(self.bins).to(torch.int32)
-        weights = gradient_magnitude(gradients)
+        weights = gradient_magnitude(Gradients(*(part.float() for part in gradients)))
         sums = F.embedding_bag(index.flatten(0, -2), self.rows, mode="sum", per_sample_weights=weights.flatten(0, -2))
         return sums.view(*index.shape[:-1], self.bins)
+
+
+def _precision(device: str) -> torch.dtype:
+    """What an autocast of the caller computes convolutions in; float32 without one."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
 
 
 def cut_cells(maps: Float[Tensor, "B C H W"], cell: int) -> Float[Tensor, "B C h w p"]:
