@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.backbones.config import ModelConfig
+from halfseen.config.keys import group_at
 from halfseen.config.load import Layer, Loaded, load_config
 from halfseen.config.recipes import recipe_layer
 from halfseen.config.yaml_text import Settings, read_settings
@@ -16,6 +17,7 @@ from halfseen.data.config import DataConfig
 from halfseen.engine.config import RuntimeConfig, TrainConfig
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.methods.table import MethodConfig
+from halfseen.pretraining.defaults import settings_of_method
 
 
 class RunConfig(BaseModel):
@@ -90,4 +92,18 @@ def load_run_config(
         layers.append(Layer("chosen for this data", chosen, gives_way=True))
     if file is not None:
         layers.append(Layer(f"file '{file}'", read_settings(file)))
+    method = _last_word("method.name", layers, overrides)
+    model = _last_word("model.name", layers, overrides)
+    if method is not None:
+        own = settings_of_method(method, ModelConfig().name if model is None else model)
+        layers.insert(0, Layer(f"default of {method}", own))
     return load_config(RunConfig, layers, overrides)
+
+
+def _last_word(dotted: str, layers: Sequence[Layer], overrides: Sequence[str]) -> str | None:
+    """The text that the strongest layer or override gives a key; None where none does, or not a text."""
+    *path, last = dotted.split(".")
+    groups = (group_at(layer.values, tuple(path)) or {} for layer in layers)
+    values = [group[last] for group in groups if last in group]
+    values += [text.partition("=")[2].strip() for text in overrides if text.partition("=")[0].strip() == dotted]
+    return values[-1] if values and isinstance(values[-1], str) else None

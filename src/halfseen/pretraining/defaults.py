@@ -1,4 +1,4 @@
-"""Settings chosen for somebody's own images when no recipe is named.
+"""Settings that nobody wrote: those of a method, and those chosen for somebody's own images when no recipe is named.
 
 ImageNet recipes copied to a small folder fail silently: too few updates, patches as large as the objects. Here the
 side, the patch, the batch and the length follow from the pictures' sizes, their number and the device, on top of the
@@ -6,6 +6,7 @@ method's `_small` recipe. Each choice is written into the run's config.yaml as "
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,21 @@ LOOKED_AT = 48
 TARGET_STEPS = 3000
 """Updates that a small run should get on a CPU; an accelerator gets ten times as many."""
 FEWEST_STEPS_PER_EPOCH = 20
+
+
+POSITION_RULES: Mapping[str, str] = {"ibot": "scale_offset", "msn": "scale"}
+"""How the originals resize positions to small crops; the other methods see one size, as MAE."""
+
+
+def settings_of_method(method: str, model: str) -> Settings:
+    """Nested settings of the encoder that belong to a method, weaker than all that is written anywhere.
+
+    Args:
+        method: value of `method.name`.
+        model: value of `model.name`; a Swin has no positions to resize.
+    """
+    rule = POSITION_RULES.get(method)
+    return {} if rule is None or model.startswith("swin") else {"model": {"position_rule": rule}}
 
 
 class Geometry(NamedTuple):
