@@ -35,6 +35,12 @@ CASES: dict[str, tuple[dict, dict]] = {
     "simmim swin": (SWIN, {"mask_cell_size": 8}),
     "kamim": (VIT, {"mask_cell_size": 8, "weight_patch_size": 8}),
     "mae": (VIT, {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}),
+    "localmim": (
+        VIT, {"taps": (1, 2, 4), "scales": (2, 1, 0.5), "decoder_embed_dim": 16, "decoder_num_heads": 2},
+    ),
+    "localmim swin": (
+        {**SWIN, "norm_eps": 1e-6}, {"decoder_embed_dim": 16, "decoder_num_heads": 2, "coords": "fixed"},
+    ),
     "ibot": (
         {**VIT, "position_rule": "scale_offset"},
         {**HEADS, "global_crops_scale": (0.4, 1.0), "local_crops_number": 1, "local_crop_size": 16,
@@ -225,7 +231,7 @@ def test_the_warm_up_may_lead_to_the_scaled_rates(tmp_path: Path) -> None:
         assert values[4] == pytest.approx(1e-2 / share)
 
 
-@pytest.mark.parametrize("case", ["simmim", "ibot", "msn"])
+@pytest.mark.parametrize("case", ["simmim", "localmim", "ibot", "msn"])
 def test_resuming_at_any_step_gives_the_same_bits(case: str, tmp_path: Path) -> None:
     def train(folder: Path, start: Path | None, stop: int | None) -> dict[str, Tensor]:
         method = build(case)
