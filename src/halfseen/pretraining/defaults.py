@@ -84,6 +84,9 @@ def settings_for(source: Source, method: str, accelerated: bool) -> Settings:
         accelerated: whether an accelerator will do the work.
     """
     shape = geometry(typical_side(source), accelerated)
+    if method == "localmim":  # Its coarsest cells join 2 x 2 patches.
+        pair = 2 * shape.patch_size
+        shape = shape._replace(image_size=math.ceil(shape.image_size / pair) * pair)
     batch_size = min(
         256 if accelerated else 64, max(8, 2 ** int(math.log2(max(1, len(source) // FEWEST_STEPS_PER_EPOCH))))
     )
