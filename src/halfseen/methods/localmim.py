@@ -307,7 +307,7 @@ class LocalMIM(Method):
         """Hidden pixels of `count` images; for a Swin each of them stands for a batch."""
         noise = torch.rand(count, self.num_patches, generator=torch_generator(seed, "masks"))
         if isinstance(self.encoder, SwinEncoder):
-            mask = mask_by_rank(_ranks(noise), self.num_hidden)
+            mask = mask_by_rank(noise.argsort(dim=1), self.num_hidden)
         else:
             mask = random_visible_ids(noise, self.num_patches - self.num_hidden).mask
         return pixel_mask(mask, self.grid, self.mask_size)
@@ -421,11 +421,6 @@ class LocalMIM(Method):
         return total / len(losses) if self.config.loss_reduction == "mean" else total
 
 
-def _ranks(noise: Tensor) -> Tensor:
-    """A random permutation in each row."""
-    return noise.argsort(dim=1)
-
-
 def _blocks(config: LocalMIMConfig, encoder: ViTEncoder, side: int) -> list[Tap]:
     """A ViT's taps.
 
@@ -479,7 +474,7 @@ def _stages(config: LocalMIMConfig, encoder: SwinEncoder) -> list[Tap]:
     if idle:
         raise ConfigError(
             f"method.{idle[0]}: has no effect on a Swin, whose taps are its stages, each with the scale it has. Leave "
-            "it out."
+            "it out; over a recipe for a ViT, write method.taps=null method.scales=[4,2,1,0.5]."
         )
     check_visible(encoder)
     blocks = accumulate(len(stage.blocks) for stage in encoder.trunk.layers)
@@ -495,7 +490,11 @@ def _departs(config: LocalMIMConfig, key: str) -> bool:
 
 
 def _check(config: LocalMIMConfig, places: Sequence[Tap]) -> None:
-    """See that decoders, weights and final norm fit the taps."""
+    """See that decoders and weights fit the taps.
+
+    Raises:
+        ConfigError: if they don't.
+    """
     for place in places:
         width, heads = place.decoder_dim, config.decoder_num_heads
         if width % heads or width % 4 or width % max(1, int(place.scale)):
