@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halfseen.errors import ShapeError
-from halfseen.ops.losses import cell_sums, masked_l1, masked_mse, patch_weights
+from halfseen.ops.losses import cell_mse, cell_sums, masked_l1, masked_mse, patch_weights
 from halfseen.ops.patches import gather_tokens, mask_from_ids, patchify, pixel_mask, repeat_cells
 
 ORDERS = ["channels_first", "channels_last"]
@@ -92,3 +92,19 @@ def test_sizes_that_do_not_fit() -> None:
         cell_sums(torch.zeros(1, 1, 48), 3, "channels_first")
     with pytest.raises(ShapeError, match="whole patches of 16 px"):
         patch_weights(torch.ones(1, 3, 3), 8, 16)
+
+
+def test_cells_count_by_how_much_of_them_is_hidden() -> None:
+    prediction, target = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+    weights = torch.tensor([[1.0, 0.75, 0.0, 0.25], [0.5, 0.5, 0.0, 1.0]])
+    errors = (prediction - target).square().mean(-1)
+    torch.testing.assert_close(cell_mse(prediction, target, weights), (errors * weights).sum() / weights.sum())
+    torch.testing.assert_close(cell_mse(prediction, target, torch.ones(2, 4)), cell_mse(prediction, target))
+    changed = target.clone()
+    changed[:, 2] += 1.0
+    assert torch.equal(cell_mse(prediction, changed, weights), cell_mse(prediction, target, weights))
+    # One row of weights for all images, as a Swin's shared mask gives.
+    torch.testing.assert_close(
+        cell_mse(prediction, target, weights[:1]), cell_mse(prediction, target, weights[:1].expand(2, -1))
+    )
+    assert cell_mse(prediction.bfloat16(), target).dtype == torch.float32
