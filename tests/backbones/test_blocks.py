@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from halfseen.backbones.base import Encoder
-from halfseen.backbones.blocks import attention_matrix, run_block, run_block_for, run_mlp
+from halfseen.backbones.blocks import attention_matrix, normed, run_block, run_block_for, run_mlp
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.errors import ConfigError, ShapeError
@@ -129,6 +129,24 @@ def test_the_activation_of_an_mlp_is_computed_again_instead_of_kept(precision: t
     for our, their in zip(gradients(ours, x, mlp), gradients(plain, x, mlp), strict=True):
         assert torch.equal(our, their)
     assert len(mlp.act.outputs) == 2
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_normalised_tokens_are_computed_again_instead_of_kept(precision: torch.dtype) -> None:
+    block = some_block()
+    x = torch.randn(3, 7, 32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        plain = block.mlp.fc1(block.norm2(x))
+        with normed(block.norm2, x) as tokens:
+            assert tokens.dtype == precision
+            ours = block.mlp.fc1(tokens)
+            watched = weakref.ref(tokens)
+    del tokens
+    assert watched() is None
+    assert torch.equal(ours, plain)
+    parts = nn.ModuleList([block.norm2, block.mlp.fc1])
+    for our, their in zip(gradients(ours, x, parts), gradients(plain, x, parts), strict=True):
+        assert torch.equal(our, their)
 
 
 @pytest.mark.parametrize("wanted", [slice(0, 1), slice(-4, None), slice(2, 5)])

@@ -12,7 +12,7 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from halfseen.backbones.base import AttentionRows, Encoder, Features, Tokens
-from halfseen.backbones.blocks import run_mlp
+from halfseen.backbones.blocks import normed, run_mlp
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ConfigError, ShapeError
 from halfseen.ops.layer_decay import swin_layer_id
@@ -107,7 +107,8 @@ class SwinEncoder(Encoder):
 def swin_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """One Swin block on float [B, h, w, C]."""
     x = x + block.drop_path1(_window_attention(block, block.norm1(x)))
-    out: Tensor = x + block.drop_path2(run_mlp(block.mlp, block.norm2(x)))
+    with normed(block.norm2, x) as second:
+        out: Tensor = x + block.drop_path2(run_mlp(block.mlp, second))
     return out
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, WindowAttention
 from torch import Tensor
 
-from halfseen.backbones.blocks import Heads, attend, run_mlp
+from halfseen.backbones.blocks import Heads, attend, normed, run_mlp
 from halfseen.backbones.masked import cut_patches, project_patches
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError, ShapeError
@@ -244,7 +244,8 @@ def _embed(encoder: SwinEncoder, images: Tensor, visible: Tensor) -> Tensor:
 def _run_block(block: SwinTransformerBlock, x: Tensor, grouping: Grouping) -> Tensor:
     """One Swin block on visible tokens [B, n, C]."""
     x = x + block.drop_path1(_group_attention(block.attn, block.norm1(x), grouping))
-    out: Tensor = x + block.drop_path2(run_mlp(block.mlp, block.norm2(x)))
+    with normed(block.norm2, x) as second:
+        out: Tensor = x + block.drop_path2(run_mlp(block.mlp, second))
     return out
 
 
