@@ -4,13 +4,13 @@ import math
 
 from halfseen.engine.finding import Finding
 from halfseen.engine.health import Health, RunShape
-from halfseen.engine.outputs import OutputWatch
+from halfseen.engine.outputs import OutputsOf, OutputWatch
 
 LN_K = math.log(256)
 
 
-def watch(warmup: float = 100) -> OutputWatch:
-    return OutputWatch(num_outputs=256, rows=64, warmup_steps=warmup, steps_per_epoch=100)
+def watch(warmup: float = 100, of: OutputsOf = "images") -> OutputWatch:
+    return OutputWatch(num_outputs=256, rows=64, warmup_steps=warmup, steps_per_epoch=100, of=of)
 
 
 def look(outputs: OutputWatch, count: int = 60, **values: float) -> list[Finding]:
@@ -74,3 +74,22 @@ def test_the_watcher_of_a_run_looks_at_outputs_where_there_are_any() -> None:
     assert {f.id for step in range(10, 400, 10) for f in health.check({"step": step, **record})} == {"one_output"}
     without = Health(shape._replace(num_outputs=None))
     assert "one_output" not in {f.id for step in range(10, 400, 10) for f in without.check({"step": step, **record})}
+
+
+def test_the_sentences_name_what_the_outputs_are_of() -> None:
+    ill = (
+        {"teacher_entropy": 0.01, "assignment_entropy": 0.02},
+        {"teacher_entropy": LN_K, "assignment_entropy": LN_K},
+        {"teacher_entropy": 0.5, "assignment_entropy": 1.6, "prototypes_used": 3.0},
+        {"teacher_entropy": 1.0, "assignment_entropy": 4.5, "agreement": 0.0},
+    )
+    expected = ("all patches the same output", "method.teacher_patch_temp)", "Patches are told apart", "of the patches")
+    for values, words in zip(ill, expected, strict=True):
+        of_images, of_patches = (look(watch(of=of), **values)[0].sentence for of in ("images", "patches"))
+        assert words in of_patches and "image" not in of_patches
+        assert "image" in of_images and "patch" not in of_images
+
+
+def test_the_watcher_of_a_run_is_told_what_the_outputs_are_of() -> None:
+    shape = RunShape(steps_per_epoch=100, last_step=1000, num_outputs=256, rows=64, outputs_of="patches")
+    assert Health(shape).outputs == watch(warmup=0, of="patches")

@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import os
 import re
 import subprocess
@@ -324,6 +325,45 @@ def test_what_the_log_says_about_the_outputs() -> None:
     out = method(make_batch(method), progress()).metrics
     assert float(out["agreement"]) == 1 and float(out["prototypes_used"]) == 1
     assert float(out["teacher_entropy"]) == pytest.approx(float(out["assignment_entropy"]), abs=1e-5)
+
+
+def test_without_a_class_token_loss_the_log_is_about_hidden_patches() -> None:
+    apart = {"shared_head": False, "shared_head_teacher": False, "patch_out_dim": 7}
+    assert (build().num_outputs, build().outputs_of) == (12, "images")
+    assert build(lambda1=0).num_outputs == 12 and build(lambda1=0, **apart).num_outputs == 7
+    method = build(lambda1=0, pred_start_epoch=1, **apart)
+    assert method.outputs_of == "patches"
+    batch = make_batch(method)
+    early, late = (method(batch, progress(step)).metrics for step in (4, 5))
+    assert "teacher_temp" not in late and early.keys() == late.keys() - {
+        "teacher_entropy", "assignment_entropy", "prototypes_used", "agreement", "center_norm",
+    }  # fmt: skip
+    assert 0 < float(late["assignment_entropy"]) <= math.log(7) + 1e-5 and 1 <= float(late["prototypes_used"]) <= 7
+    with torch.no_grad():  # every patch gets output 3, class tokens stay as they are
+        for head in (method.head, method.teacher_head):
+            head.mlp[-1].weight.zero_()
+            head.mlp[-1].bias.copy_(head.last_layer2.weight_v[3])
+        method.center2.fill_(2.0)
+    collapsed = method(batch, progress(5)).metrics
+    assert float(collapsed["agreement"]) == 1 and float(collapsed["prototypes_used"]) == 1
+    assert float(collapsed["center_norm"]) == pytest.approx(2 * math.sqrt(7))
+    nothing = method.compare(
+        torch.randn(8, 3, SIZE, SIZE), (), method.look(torch.randn(8, 3, SIZE, SIZE)), torch.zeros(8, 16, dtype=bool),
+        progress(5),
+    ).metrics  # fmt: skip
+    assert nothing.keys() == collapsed.keys() and all(torch.isfinite(value) for value in nothing.values())
+
+
+def test_without_a_last_layer_patches_have_the_outputs_of_class_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    config = IBOTConfig(head_bottleneck_dim=0, out_dim=20)
+    assert config.num_patch_outputs == 20
+    with caplog.at_level(logging.WARNING):
+        method = build(head_bottleneck_dim=0, out_dim=20, lambda1=0)
+    assert caplog.messages == []
+    assert method.num_outputs == method.center2.shape[-1] == method.head.num_patch_outputs == 20
+    method(make_batch(method), progress())
+    method.after_step(progress())
+    assert bool(method.center2.any())
 
 
 def test_the_published_contrastive_term_has_no_gradient(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from halfseen.engine.finding import Finding
-from halfseen.engine.outputs import OutputWatch
+from halfseen.engine.outputs import OutputsOf, OutputWatch
 
 FEW_STEPS = 20
 SMALL_GRID = 4
@@ -44,6 +44,7 @@ class RunShape(NamedTuple):
             unknown.
         num_outputs: outputs or prototypes of a teacher, K; None where there is none.
         rows: images of a micro-batch on one process, over which a teacher's outputs are counted.
+        outputs_of: what gets these outputs.
     """
 
     steps_per_epoch: int
@@ -53,6 +54,7 @@ class RunShape(NamedTuple):
     mean_loss: float | None = None
     num_outputs: int | None = None
     rows: int = 1
+    outputs_of: OutputsOf = "images"
 
 
 def findings_before(shape: RunShape) -> list[Finding]:
@@ -115,7 +117,9 @@ class Health:
         """Outputs are watched where there are any."""
         shape = self.shape
         if shape.num_outputs is not None:
-            self.outputs = OutputWatch(shape.num_outputs, shape.rows, shape.warmup_steps, shape.steps_per_epoch)
+            self.outputs = OutputWatch(
+                shape.num_outputs, shape.rows, shape.warmup_steps, shape.steps_per_epoch, shape.outputs_of
+            )
 
     def check(self, record: Mapping[str, float | int]) -> list[Finding]:
         """Findings at one logging step; `record` is a line of metrics.jsonl.

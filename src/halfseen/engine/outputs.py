@@ -1,9 +1,9 @@
 """What a teacher's outputs tell about a run of self-distillation: whether they still tell images apart.
 
-Every image spreads a probability of 1 over K outputs (prototypes). Two collapses make the loss small and the encoder
-useless: every image gives the same single output, or every image gives all outputs alike. In both the entropy of the
-mean output over a batch equals the mean entropy of the outputs: their difference, the information that an output has
-about its image, is gone.
+Every image (or, where patches are what is learned, every hidden patch) spreads a probability of 1 over K outputs
+(prototypes). Two collapses make the loss small and the encoder useless: every image gives the same single output, or
+every image gives all outputs alike. In both the entropy of the mean output over a batch equals the mean entropy of the
+outputs: their difference, the information that an output has about its image, is gone.
 """
 
 import math
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Literal
 
 from halfseen.engine.finding import Finding
 
@@ -28,6 +29,16 @@ CENTER_GROWTH = 10.0
 CENTER_RECORDS = 20
 
 
+OutputsOf = Literal["images", "patches"]
+
+_ONE = {"images": "image", "patches": "patch"}
+_TEMPERATURES = {"images": "method.teacher_temp, method.start_sharpen", "patches": "method.teacher_patch_temp"}
+_REASONS = {
+    "images": "the views of an image are too different, or the step too large. Raise the smallest crop scale",
+    "patches": "too much is hidden, or the step too large. Lower method.mask.pred_ratio",
+}
+
+
 @dataclass
 class OutputWatch:
     """Watches the outputs of one run.
@@ -38,12 +49,14 @@ class OutputWatch:
             how many outputs can be used, so a small one makes the watcher slow to speak, never wrong.
         warmup_steps: updates of the warm-up.
         steps_per_epoch: updates of an epoch.
+        of: what the outputs are of.
     """
 
     num_outputs: int
     rows: int
     warmup_steps: float
     steps_per_epoch: int
+    of: OutputsOf = "images"
     recent: deque[Mapping[str, float | int]] = field(default_factory=lambda: deque(maxlen=RECORDS))
     centers: list[float] = field(default_factory=list)
 
@@ -86,10 +99,10 @@ class OutputWatch:
         return [
             Finding(
                 "one_output",
-                f"Collapse: the teacher gives all images the same {_count(math.exp(mean_output))}. The mean output of "
-                f"a batch has an entropy of {mean_output:.3g} nats, that of one image {each:.3g}; were images told "
-                f"apart, the first would be near {self._most():.3g}. Nothing balances the outputs: switch on "
-                "method.centering (iBOT, DINO) or method.me_max (MSN), raise method.memax_weight, or lower "
+                f"Collapse: the teacher gives all {self.of} the same {_count(math.exp(mean_output))}. The mean output "
+                f"of a batch has an entropy of {mean_output:.3g} nats, that of one {_ONE[self.of]} {each:.3g}; were "
+                f"{self.of} told apart, the first would be near {self._most():.3g}. Nothing balances the outputs: "
+                "switch on method.centering (iBOT, DINO) or method.me_max (MSN), raise method.memax_weight, or lower "
                 "train.lr.base.",
                 step,
             )
@@ -102,9 +115,9 @@ class OutputWatch:
         return [
             Finding(
                 "uniform_outputs",
-                f"The loss is stuck near ln K: the teacher's output for an image has an entropy of {each:.4g} nats, "
-                f"and all {self.num_outputs} outputs alike would have ln K = {limit:.4g}. It says nothing about the "
-                "image. Lower the teacher's temperature (method.teacher_temp, method.start_sharpen), lengthen "
+                f"The loss is stuck near ln K: the teacher's output for one {_ONE[self.of]} has an entropy of "
+                f"{each:.4g} nats, and all {self.num_outputs} outputs alike would have ln K = {limit:.4g}. It says "
+                f"nothing about the {_ONE[self.of]}. Lower the teacher's temperature ({_TEMPERATURES[self.of]}), lengthen "
                 "train.lr.warmup_epochs or lower train.lr.base.",
                 step,
             )
@@ -118,9 +131,9 @@ class OutputWatch:
         return [
             Finding(
                 "few_outputs",
-                f"Only {used:.1f} outputs are the largest for any image of a batch; up to {possible} could be. Images "
-                "are told apart into very few groups: raise method.memax_weight or the batch, or lower "
-                "method.center_momentum.",
+                f"Only {used:.1f} outputs are the largest for any {_ONE[self.of]} of a batch; up to {possible} could "
+                f"be. {self.of.capitalize()} are told apart into very few groups: raise method.memax_weight or the batch, "
+                "or lower method.center_momentum.",
                 step,
             )
         ]
@@ -135,9 +148,8 @@ class OutputWatch:
         return [
             Finding(
                 "disagreement",
-                f"Student and teacher agree on {100 * agreement:.1f} % of the images, hardly more than by chance "
-                f"({100 * chance:.1f} %): the views of an image are too different, or the step too large. Raise the "
-                "smallest crop scale, or lower train.lr.base.",
+                f"Student and teacher agree on {100 * agreement:.1f} % of the {self.of}, hardly more than by chance "
+                f"({100 * chance:.1f} %): {_REASONS[self.of]}, or lower train.lr.base.",
                 step,
             )
         ]
@@ -155,8 +167,8 @@ class OutputWatch:
         return [
             Finding(
                 "center_grows",
-                f"The norm of the teacher's centre has grown from {early:.3g} to {late:.3g}: the outputs of all images "
-                "drift together. Set method.norm_last_layer=true, or lower train.lr.base or train.optimizer."
+                f"The norm of the teacher's centre has grown from {early:.3g} to {late:.3g}: the outputs of all "
+                f"{self.of} drift together. Set method.norm_last_layer=true, or lower train.lr.base or train.optimizer."
                 "weight_decay.",
                 step,
             )

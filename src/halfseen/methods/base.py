@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
@@ -53,7 +53,10 @@ class Method(nn.Module, ABC):
     """Whether a parameter that needs a gradient may get none in some step, so that DDP has to look for such ones."""
 
     num_outputs: int | None = None
-    """Outputs or prototypes K over which teacher and student spread an image's probability; None without such."""
+    """Outputs or prototypes K over which teacher and student spread a probability of 1; None without such."""
+
+    outputs_of: Literal["images", "patches"] = "images"
+    """What gets such a probability, in the loss and in the metrics about it."""
 
     @abstractmethod
     def view_plan(self) -> ViewPlan:

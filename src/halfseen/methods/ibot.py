@@ -318,7 +318,10 @@ class IBOT(Method):
         self.config = config
         self.mean, self.std = mean, std
         self.image_size = image_size
-        self.num_outputs = config.out_dim
+        if config.lambda1 > 0:
+            self.num_outputs = config.out_dim
+        else:
+            self.num_outputs, self.outputs_of = config.num_patch_outputs, "patches"
         self.whole_batch_only = config.norm_in_head not in (None, "ln")
         self.grid = patch_grid(image_size, image_size, encoder.stride)
         self.num_patches = self.grid[0] * self.grid[1]
@@ -592,25 +595,25 @@ class IBOT(Method):
         mask: Tensor | None,
         progress: Progress,
     ) -> dict[str, Tensor]:
-        """What the log holds beside the loss; nothing here waits for the device."""
-        views = targets.views.flatten(0, 1)
-        used = torch.zeros_like(views[0]).index_fill_(0, views.argmax(dim=-1), 1.0)
-        # As in the original: the teacher's largest output for the first crop is the student's for the second.
-        agree = targets.winners == answers.views[1].argmax(dim=-1)
-        metrics = {name: value.detach() for name, value in losses.items()} | {
-            "teacher_entropy": torch.special.entr(views).sum(dim=-1).mean(),
-            "assignment_entropy": torch.special.entr(views.mean(dim=0)).sum(),
-            "prototypes_used": used.sum(),
-            "agreement": agree.float().mean(),
-            "center_norm": self.center.norm(),
-            "teacher_temp": views.new_full((), self.temperature(progress.epoch_index)),
-            "momentum": views.new_full((), self._momentum(progress)),
-        }
+        """What the log holds beside the loss; nothing here waits for the device.
+
+        It tells of the outputs that are trained: those for images, or with lambda1 = 0 those for hidden patches.
+        """
+        metrics = {name: value.detach() for name, value in losses.items()}
+        in_force = {"momentum": self._momentum(progress)}
+        if self.config.lambda1 > 0:
+            # As in the original: the teacher's largest output for the first crop is the student's for the second.
+            agree = targets.winners == answers.views[1].argmax(dim=-1)
+            metrics |= _about_outputs(targets.views.flatten(0, 1), agree) | {"center_norm": self.center.norm()}
+            in_force["teacher_temp"] = self.temperature(progress.epoch_index)
+        elif progress.epoch_index >= self.config.pred_start_epoch:
+            agree = targets.patches[0].argmax(dim=-1) == answers.patches[0].argmax(dim=-1)
+            metrics |= _about_outputs(targets.patches[0], agree) | {"center_norm": self.center2.norm()}
+        if self.config.has_patch_loss:
+            in_force["teacher_patch_temp"] = self.patch_temperature(progress.epoch_index)
         if mask is not None:
             metrics["hidden_share"] = mask.float().mean()
-        if self.config.has_patch_loss:
-            metrics["teacher_patch_temp"] = views.new_full((), self.patch_temperature(progress.epoch_index))
-        return metrics
+        return metrics | {name: self.center.new_full((), value) for name, value in in_force.items()}
 
     def _build_head(self, shared: bool) -> DistillationHead:
         config = self.config
@@ -660,3 +663,24 @@ class IBOT(Method):
                     "gradient: it moves the printed loss and nothing else. method.contrastive.source=student acts."
                 )
         return masks
+
+
+def _about_outputs(probs: Float[Tensor, "n K"], agree: Bool[Tensor, "m"]) -> dict[str, Tensor]:
+    """How a teacher's outputs are spread, and the share in which the student agrees; 0 where there are none.
+
+    Args:
+        probs: distributions of the teacher.
+        agree: whether the largest outputs of both are the same.
+    """
+    used = probs.new_zeros(probs.shape[1]).index_fill_(0, probs.argmax(dim=-1), 1.0)
+    return {
+        "teacher_entropy": _mean(torch.special.entr(probs).sum(dim=-1)),
+        "assignment_entropy": torch.special.entr(_mean(probs)).sum(),
+        "prototypes_used": used.sum(),
+        "agreement": _mean(agree.float()),
+    }
+
+
+def _mean(rows: Float[Tensor, "n *K"]) -> Float[Tensor, "*K"]:
+    """Over the rows; 0 where there are none."""
+    return rows.sum(dim=0) / max(1, len(rows))

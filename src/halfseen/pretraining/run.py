@@ -247,6 +247,7 @@ def _shape(config: RunConfig, loader: Loader, method: Method) -> RunShape:
         mean_loss=1.0 if standardised else None,
         num_outputs=method.num_outputs,
         rows=loader.sampler.micro_batch_size,
+        outputs_of=method.outputs_of,
     )
 
 
