@@ -117,8 +117,8 @@ class OutputWatch:
                 "uniform_outputs",
                 f"The loss is stuck near ln K: the teacher's output for one {_ONE[self.of]} has an entropy of "
                 f"{each:.4g} nats, and all {self.num_outputs} outputs alike would have ln K = {limit:.4g}. It says "
-                f"nothing about the {_ONE[self.of]}. Lower the teacher's temperature ({_TEMPERATURES[self.of]}), lengthen "
-                "train.lr.warmup_epochs or lower train.lr.base.",
+                f"nothing about the {_ONE[self.of]}. Lower the teacher's temperature ({_TEMPERATURES[self.of]}), "
+                "lengthen train.lr.warmup_epochs or lower train.lr.base.",
                 step,
             )
         ]
@@ -132,8 +132,8 @@ class OutputWatch:
             Finding(
                 "few_outputs",
                 f"Only {used:.1f} outputs are the largest for any {_ONE[self.of]} of a batch; up to {possible} could "
-                f"be. {self.of.capitalize()} are told apart into very few groups: raise method.memax_weight or the batch, "
-                "or lower method.center_momentum.",
+                f"be. {self.of.capitalize()} are told apart into very few groups: raise method.memax_weight or the "
+                "batch, or lower method.center_momentum.",
                 step,
             )
         ]
