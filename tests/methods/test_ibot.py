@@ -291,6 +291,65 @@ def test_unequal_heads_start_by_name_and_are_spoken_of(caplog: pytest.LogCapture
     assert "never moves" in caplog.messages[1]
 
 
+def by_hand(mlp: torch.nn.Sequential, tokens: torch.Tensor) -> torch.Tensor:
+    """An MLP whose norms take the statistics of all rows that come at once, written out."""
+    for part in mlp:
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            mean, variance = tokens.mean(0), tokens.var(0, correction=0)
+            tokens = (tokens - mean) / (variance + 1e-5).sqrt() * part.weight + part.bias
+        else:
+            tokens = part(tokens)
+    return torch.nn.functional.normalize(tokens, dim=-1)
+
+
+@pytest.mark.parametrize("norm", ["bn", "syncbn"])
+@pytest.mark.parametrize("model", [VIT, SWIN], ids=["vit", "swin"])
+def test_batch_norms_of_the_head_see_all_tokens_of_the_crops_of_one_size(model: ModelConfig, norm: str) -> None:
+    method = build(model, norm_in_head=norm, local_crops_number=2, norm_last_layer=False, lambda1=0.7, lambda2=0.3)
+    batch = make_batch(method)
+    crops = [normalised(method, view) for view in batch.views]
+    images, local = torch.cat(crops[:2]), torch.cat(crops[2:])
+    mask = torch.rand(8, 16) < 0.4
+    mask[0] = False
+
+    def tokens(encoder: torch.nn.Module, pictures: torch.Tensor, **hiding: torch.Tensor) -> torch.Tensor:
+        features = encoder(pictures, **hiding)
+        return torch.cat([encoder.summary(features)[:, None], features.patches], dim=1).flatten(0, 1)
+
+    fine = method._on_input_grid(mask)
+    narrow = by_hand(method.head.mlp, tokens(method.encoder, images, mask=fine, mask_token=method.mask_token))
+    student = (narrow @ method.head.last_layer.weight.T).reshape(8, 17, 12)
+    narrow = by_hand(method.head.mlp, tokens(method.encoder, local))
+    small = (narrow @ method.head.last_layer.weight.T).reshape(8, -1, 12)
+    with torch.no_grad():
+        narrow = by_hand(method.teacher_head.mlp, tokens(method.teacher, images))
+        teacher = (narrow @ method.teacher_head.last_layer.weight.T / 0.04).softmax(-1).reshape(8, 17, 12)
+    every = -teacher[:, 1:] * (student[:, 1:] / 0.1).log_softmax(-1)
+    loss = 0.3 * ((every.sum(-1) * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    views = torch.cat([student[:, 0], small[:, 0]]).reshape(4, 4, 12)
+    for q, target in enumerate(teacher[:, 0].reshape(2, 4, 12)):
+        for v in {0, 1, 2, 3} - {q}:
+            loss = loss - 0.7 / 6 * (target * (views[v] / 0.1).log_softmax(-1)).sum(-1).mean()
+    expected = torch.autograd.grad(loss, [p for p in method.parameters() if p.requires_grad])
+
+    out = method.compare(images, crops[2:], method.look(images), mask, progress())
+    torch.testing.assert_close(out.loss, loss, rtol=1e-5, atol=0)
+    out.loss.backward()
+    for wanted, (name, parameter) in zip(
+        expected, ((name, p) for name, p in method.named_parameters() if p.requires_grad), strict=True
+    ):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=0, atol=2e-5 * max(1.0, wanted.abs().max()), msg=name)
+    assert [int(method.head.mlp[1].num_batches_tracked), int(method.teacher_head.mlp[1].num_batches_tracked)] == [2, 1]
+
+
+def test_batch_norms_of_dino_see_the_class_tokens_of_all_crops_at_once() -> None:
+    method = build(lambda2=0, use_masked_im_modeling=False, norm_in_head="bn", local_crops_number=2)
+    sizes = []
+    method.head.mlp.register_forward_hook(lambda module, given, out: sizes.append(given[0].shape[:-1].numel()))
+    method(make_batch(method), progress())
+    assert sizes == [16] and int(method.head.mlp[1].num_batches_tracked) == 1
+
+
 def test_last_layers_are_frozen_by_epochs() -> None:
     method = build(freeze_last_layer=1, norm_last_layer=False, shared_head=False, shared_head_teacher=False)
     method(make_batch(method), progress()).loss.backward()

@@ -11,9 +11,9 @@ Papers: iBOT, arXiv 2111.07832; DINO, arXiv 2104.14294 (lambda2 = 0); attention 
     after     the centres move towards the step's mean logits, the teacher towards the student, name by name
 
 Deviations, equal in value: the head runs on class tokens and hidden patches only; a centre, being the mean of a linear
-layer's outputs, is taken from the mean of its inputs. With lambda2 = 0 there is no patch head at all. Not equal: batch
-norms in the head (no published recipe has any) see these tokens in one batch, where the original gives them all tokens,
-in one batch for each size of crop.
+layer's outputs, is taken from the mean of its inputs. Batch norms in the head (no published recipe has any) see all
+tokens, in one batch for each size of crop, as there. With lambda2 = 0 there is no patch head at all, and they see the
+class tokens of all crops in one batch, as in DINO.
 """
 
 import logging
@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -490,18 +490,15 @@ class IBOT(Method):
     def _targets(self, looked: Looked, places: Sequence[Tensor], epoch: int) -> Targets:
         """The teacher's distributions, with the centres as they were before this step."""
         head, crops = self.teacher_head, self.config.global_crops_number
-        tokens = looked.summary.unsqueeze(1)
-        if looked.patches is not None:
-            tokens = torch.cat([tokens, looked.patches], dim=1)
-        narrow = head.bottleneck(tokens)  # [G B, 1 + N, d]; the patches' centre needs all of them
+        # [G B, 1 + N, d]; the patches' centre needs all of them.
+        narrow = head.bottleneck(_joined(looked.summary, looked.patches))
         self._sum_up(narrow)
         logits = head.logits(narrow[:, 0])
         views = teacher_probabilities(logits, self.center, self.temperature(epoch))
         winners = logits[: len(logits) // crops].argmax(dim=-1)
 
         def probabilities(ids: Tensor) -> Tensor:
-            rows = ids + ids // self.num_patches + 1  # before every image's patches stands its class token
-            outputs = head.patch_logits(narrow.flatten(0, 1).index_select(0, rows))
+            outputs = head.patch_logits(self._at(narrow, ids))
             return teacher_probabilities(outputs, self.center2, self.patch_temperature(epoch))
 
         return Targets(views.reshape(crops, -1, views.shape[-1]), tuple(map(probabilities, places)), winners)
@@ -509,13 +506,25 @@ class IBOT(Method):
     def _answers(
         self, images: Tensor, local_crops: Sequence[Tensor], mask: Tensor | None, places: Sequence[Tensor]
     ) -> Answers:
-        """The student's logits: one pass over the global crops, one over the local ones, one of the head over both."""
+        """The student's logits: one pass over the global crops, one over the local ones."""
         if self.config.contrastive is None or self.config.contrastive.source == "teacher":
             places = places[:1]
+        hidden = None if mask is None or self.mask_token is None else self._on_input_grid(mask)
+        every_token = self.whole_batch_only and self.config.has_patch_loss
+        narrow = self._narrow_all if every_token else self._narrow_wanted
+        classes, patches = narrow(images, local_crops, hidden, places)
+        views = self.head.logits(classes)
+        images_per_crop = len(images) // self.config.global_crops_number
+        views = views.reshape(-1, images_per_crop, views.shape[-1])
+        return Answers(views, tuple(self.head.patch_logits(part) for part in patches))
+
+    def _narrow_wanted(
+        self, images: Tensor, local_crops: Sequence[Tensor], hidden: Tensor | None, places: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The head's narrow vectors of class tokens and of the patches at each group of places; no others are made."""
         wanted = torch.zeros(len(images), self.num_patches, dtype=torch.bool, device=images.device)
         for ids in places:
             wanted.view(-1).index_fill_(0, ids, True)
-        hidden = None if mask is None or self.mask_token is None else self._on_input_grid(mask)
         seen = self.encoder.forward_selected(
             images, mask=hidden, mask_token=self.mask_token, selected=wanted if places else None
         )
@@ -524,11 +533,24 @@ class IBOT(Method):
             summaries.append(self.encoder.forward_selected(torch.cat(list(local_crops))).summary)
         count = sum(map(len, summaries))
         narrow = self.head.bottleneck(torch.cat([*summaries, seen.patches]))
-        views = self.head.logits(narrow[:count])
-        images_per_crop = len(images) // self.config.global_crops_number
         rows = count + wanted.flatten().cumsum(0) - 1  # where the patch of a place has come to lie
-        patches = (self.head.patch_logits(narrow.index_select(0, rows[ids])) for ids in places)
-        return Answers(views.reshape(-1, images_per_crop, views.shape[-1]), tuple(patches))
+        return narrow[:count], [narrow.index_select(0, rows[ids]) for ids in places]
+
+    def _narrow_all(
+        self, images: Tensor, local_crops: Sequence[Tensor], hidden: Tensor | None, places: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The same, with all tokens of the crops of one size in one batch of the head's norms."""
+        features: Features = self.encoder(images, mask=hidden, mask_token=self.mask_token)
+        narrow = self.head.bottleneck(_joined(self.encoder.summary(features), features.patches))  # [G B, 1 + N, d]
+        classes = [narrow[:, 0]]
+        if local_crops:
+            features = self.encoder(torch.cat(list(local_crops)))
+            classes.append(self.head.bottleneck(_joined(self.encoder.summary(features), features.patches))[:, 0])
+        return torch.cat(classes), [self._at(narrow, ids) for ids in places]
+
+    def _at(self, tokens: Float[Tensor, "GB T d"], ids: Int64[Tensor, "m"]) -> Float[Tensor, "m d"]:
+        """Rows of the patches at some places; before every image's patches stands its class token."""
+        return tokens.flatten(0, 1).index_select(0, ids + ids // self.num_patches + 1)
 
     def _contrastive(self, config: ContrastiveConfig, targets: Targets, answers: Answers) -> Tensor:
         """The third term, from the probabilities of patches of high and of low score."""
@@ -663,6 +685,12 @@ class IBOT(Method):
                     "gradient: it moves the printed loss and nothing else. method.contrastive.source=student acts."
                 )
         return masks
+
+
+def _joined(summary: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"] | None) -> Float[Tensor, "B T D"]:
+    """Each image's class token, and its patches behind it where there are any."""
+    tokens = summary.unsqueeze(1)
+    return tokens if patches is None else torch.cat([tokens, patches], dim=1)
 
 
 def _about_outputs(probs: Float[Tensor, "n K"], agree: Bool[Tensor, "m"]) -> dict[str, Tensor]:
