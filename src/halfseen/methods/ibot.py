@@ -306,6 +306,7 @@ class IBOT(Method):
 
     name = "ibot"
     main_role = "teacher"
+    idle_parameters = True  # Mask token and patch head, in a step that hides nothing on this process.
     center: Tensor
     center2: Tensor
     bottleneck_sums: Tensor
