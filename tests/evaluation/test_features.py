@@ -1,15 +1,19 @@
 """Frozen features: what they are made of, one pass for all extractors, bad files left out, evaluation mode."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.loader import evaluation_batches
 from halfseen.data.sources import open_source
-from halfseen.errors import DataError, ShapeError
+from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.features import EncoderFeatures, RawPixels, draw_subset, extract_features
+from halfseen.evaluation.results import FeatureKind
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -19,13 +23,18 @@ def tiny(name: str = "vit_tiny", **changes):
     return build_encoder(ModelConfig.model_validate({"name": name, **small}), 32)
 
 
+def tiny_swin():
+    sizes = {"name": "swin_tiny", "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
+    return build_encoder(ModelConfig.model_validate(sizes), 32)
+
+
 @pytest.fixture
 def views(image_folder):
     source = open_source(str(image_folder))
     return next(evaluation_batches(source, range(6), 32, 6, crop_ratio=1.0)).images
 
 
-@pytest.mark.parametrize("feature", ["cls", "mean", "cls+mean", "mean-before-norm"])
+@pytest.mark.parametrize("feature", get_args(FeatureKind))
 def test_features_are_the_tokens_they_say(views, feature):
     encoder = tiny()
     found = EncoderFeatures(encoder, MEAN, STD, feature=feature)(views)
@@ -36,9 +45,45 @@ def test_features_are_the_tokens_they_say(views, feature):
         "cls": output.prefix[:, 0],
         "mean": output.patches.mean(dim=1),
         "cls+mean": torch.cat([output.prefix[:, 0], output.patches.mean(dim=1)], dim=1),
+        "cls-before-norm": output.layers[0].prefix[:, 0],
         "mean-before-norm": output.layers[0].patches.mean(dim=1),
+        "mean-plain-norm": F.layer_norm(output.layers[0].patches.mean(dim=1), (24,), eps=1e-6),
     }[feature]
     assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_earlier_blocks_are_normed_and_put_in_front(views):
+    encoder = tiny(depth=3)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        output = encoder.encode((views / 255 - mean) / std, layers=(1, 2, 3))
+        normed = [encoder.final_norm(layer.prefix[:, 0]) for layer in output.layers]
+        patches = [encoder.final_norm(layer.patches).mean(dim=1) for layer in output.layers]
+    expected = {
+        "cls": normed[1:],
+        "mean": patches[1:],
+        "cls+mean": [*normed[1:], patches[2]],
+        "cls-before-norm": [layer.prefix[:, 0] for layer in output.layers[1:]],
+    }
+    for feature, parts in expected.items():
+        found = EncoderFeatures(encoder, MEAN, STD, feature=feature, last_blocks=2)(views)
+        torch.testing.assert_close(found, torch.cat(parts, dim=1), rtol=0, atol=1e-5)
+    middle = EncoderFeatures(encoder, MEAN, STD, feature="mean-before-norm", layer=2)(views)
+    torch.testing.assert_close(middle, output.layers[1].patches.mean(dim=1), rtol=0, atol=1e-6)
+    for wrong in ({"layer": 4}, {"layer": 0}, {"last_blocks": 4}, {"layer": 2, "last_blocks": 3}):
+        with pytest.raises(ConfigError, match="blocks"):
+            EncoderFeatures(encoder, MEAN, STD, **wrong)
+
+
+def test_narrower_blocks_of_a_swin_stay_without_the_norm(views):
+    swin = tiny_swin()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    with torch.no_grad():
+        output = swin.encode((views / 255 - mean) / std, layers=(1, 2))
+    found = EncoderFeatures(swin, MEAN, STD, feature="mean", last_blocks=2)(views)
+    expected = torch.cat([output.layers[0].patches.mean(dim=1), output.patches.mean(dim=1)], dim=1)
+    assert found.shape == (6, 12 + 24)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -58,14 +103,8 @@ def test_half_precision_gives_float32_close_to_it(views):
 
 
 def test_no_class_token_is_a_sentence():
-    swin = build_encoder(
-        ModelConfig.model_validate(
-            {"name": "swin_tiny", "embed_dim": 12, "depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-        ),
-        32,
-    )
     with pytest.raises(ShapeError, match=r"no class token\. Use 'mean'"):
-        EncoderFeatures(swin, MEAN, STD, feature="cls")
+        EncoderFeatures(tiny_swin(), MEAN, STD, feature="cls")
 
 
 def test_raw_pixels_are_the_picture(views):

@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vit_step": ".npz",
         "swin_step": ".npz",
     },
-    "knn_linear": {"knn": ".npz", "clustering": ".npz"},
+    "knn_linear": {"knn": ".npz", "clustering": ".npz", "features": ".npz"},
     "ibot": {
         "train_": ".npz",
         "ibot_loss": ".npz",
@@ -75,6 +75,7 @@ COMPANIONS: dict[str, dict[str, str]] = {
         "swin_backbone": ".safetensors",
     },
     "freezeout": {"train_trace_": ".safetensors"},
+    "knn_linear": {"feature_backbone": ".safetensors"},
     "localmim": {"vit_": ".safetensors", "swin_": ".safetensors"},
     "attention_masking": {"vit12_backbone": ".safetensors"},
 }
@@ -82,8 +83,6 @@ COMPANIONS: dict[str, dict[str, str]] = {
 
 NOT_YET: dict[str, dict[str, str]] = {
     "knn_linear": {
-        "features": ".npz",
-        "feature_backbone": ".safetensors",
         "linear_probe": ".npz",
         "attention_threshold": ".npz",
     },

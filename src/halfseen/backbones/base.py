@@ -98,6 +98,11 @@ class Encoder(nn.Module, ABC):
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks in order, over all stages."""
 
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block; it fits the raw tokens of every block that has the output's width."""
+        return self.trunk.get_submodule("norm")
+
     @abstractmethod
     def freezing_unit(self, name: str) -> int:
         """The unit of progressive freezing that a parameter of this encoder belongs to, by its name in it.

@@ -14,22 +14,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from halfseen.backbones.base import Encoder
+from halfseen.backbones.base import Encoder, Tokens
 from halfseen.data.loader import evaluation_batches
 from halfseen.data.sources import Source
-from halfseen.errors import DataError, ShapeError
+from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.results import FeatureKind
 from halfseen.ops.randomness import numpy_generator
 from halfseen.types import SkippedFile
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-FEATURE_SENTENCES: dict[str, str] = {
+FEATURE_SENTENCES: dict[FeatureKind, str] = {
     "cls": "class token of the last block after the final norm",
     "mean": "mean of the last block's patch tokens after the final norm",
     "cls+mean": "class token and mean of the patch tokens after the final norm, concatenated",
+    "cls-before-norm": "class token of the last block before the final norm",
     "mean-before-norm": "mean of the last block's patch tokens before the final norm",
+    "mean-plain-norm": "mean of the last block's patch tokens before the final norm, layer-normed without weights",
 }
+
+PLAIN_NORM_EPS = 1e-6
+
+
+def feature_sentence(feature: FeatureKind, last_blocks: int = 1, layer: int | None = None) -> str:
+    """What the feature vectors are, in words."""
+    sentence = FEATURE_SENTENCES[feature]
+    if layer is not None:
+        sentence = sentence.replace("the last block", f"block {layer}")
+        if feature == "cls+mean":
+            sentence += f", of block {layer}"
+    if last_blocks > 1:
+        sentence += f"; {'the class token' if feature == 'cls+mean' else 'this'} of the last {last_blocks} blocks"
+    return sentence
 
 
 class FeatureSet(NamedTuple):
@@ -60,9 +76,13 @@ class EncoderFeatures:
     Args:
         mean, std: what the encoder expects images to be normalised with, per colour, on the scale 0 to 1.
         feature: which tokens make the vector, see `FEATURE_SENTENCES`.
+        last_blocks: of how many blocks they are concatenated, the earliest first (iBOT's n); of "cls+mean" only the
+            class token is taken from earlier ones. A block narrower than the output (Swin) stays without the norm.
+        layer: the block, counted from 1, that stands for the last one; None = the last one.
         precision: of the forward pass; the result is float32 in any case.
     Raises:
         ShapeError: a class token asked for that the encoder has not.
+        ConfigError: blocks that aren't there.
     """
 
     def __init__(
@@ -72,31 +92,67 @@ class EncoderFeatures:
         std: Sequence[float],
         *,
         feature: FeatureKind = "mean",
+        last_blocks: int = 1,
+        layer: int | None = None,
         device: str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        if feature in ("cls", "cls+mean") and encoder.num_prefix_tokens == 0:
+        if feature.startswith("cls") and encoder.num_prefix_tokens == 0:
             raise ShapeError(f"feature: got '{feature}', but this encoder has no class token. Use 'mean'.")
+        last = encoder.num_layers if layer is None else layer
+        if not 1 <= last <= encoder.num_layers:
+            raise ConfigError(f"layer: got {layer}, but this encoder has the blocks 1 to {encoder.num_layers}.")
+        if not 1 <= last_blocks <= last:
+            raise ConfigError(
+                f"last_blocks: got {last_blocks}, but there are {last} blocks to take. Write at most {last}."
+            )
         self.encoder = encoder.to(device).eval()
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.feature, self.device, self.precision = feature, device, precision
+        self.blocks = tuple(range(last - last_blocks + 1, last + 1))
 
-    @torch.inference_mode()
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        images = (views.to(self.device).float() / 255 - self.mean) / self.std
+        return self.on_device(views).cpu()
+
+    def on_device(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """The same, left where it was computed."""
+        return self.of_images((views.to(self.device).float() / 255 - self.mean) / self.std)
+
+    @torch.no_grad()
+    def of_images(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """Features of images that are normalised already; they carry no gradient."""
         half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         with torch.autocast(torch.device(self.device).type, dtype=half, enabled=half is not None):
-            if self.feature == "mean-before-norm":
-                tokens = self.encoder.encode(images, layers=(self.encoder.num_layers,)).layers[0]
-                return tokens.patches.float().mean(dim=1).cpu()
-            found = self.encoder.encode(images)
-        parts = []
-        if "cls" in self.feature:
-            parts.append(found.prefix[:, 0].float())
-        if "mean" in self.feature:
-            parts.append(found.patches.float().mean(dim=1))
-        return torch.cat(parts, dim=1).cpu()
+            return pool_blocks(self._tokens(images), self.feature)
+
+    def _tokens(self, images: Tensor) -> list[Tokens]:
+        """What is pooled of each block: normed where the kind of feature says so."""
+        if self.feature.endswith("norm"):
+            return list(self.encoder.encode(images, layers=self.blocks).layers)
+        if self.blocks == (self.encoder.num_layers,):
+            final = self.encoder.encode(images)
+            return [Tokens(final.prefix, final.patches, final.grid)]
+        return [self._normed(tokens) for tokens in self.encoder.encode(images, layers=self.blocks).layers]
+
+    def _normed(self, tokens: Tokens) -> Tokens:
+        if tokens.patches.shape[-1] != self.encoder.embed_dim:
+            return tokens
+        norm = self.encoder.final_norm
+        return Tokens(norm(tokens.prefix), norm(tokens.patches), tokens.grid)
+
+
+def pool_blocks(blocks: Sequence[Tokens], feature: FeatureKind) -> Float[Tensor, "B D"]:
+    """One float32 vector per image from the tokens of some blocks, the earliest first, see `EncoderFeatures`."""
+    if feature.startswith("cls"):
+        parts = [tokens.prefix[:, 0].float() for tokens in blocks]
+        if feature == "cls+mean":
+            parts.append(blocks[-1].patches.float().mean(dim=1))
+    else:
+        parts = [tokens.patches.float().mean(dim=1) for tokens in blocks]
+        if feature == "mean-plain-norm":
+            parts = [F.layer_norm(part, part.shape[1:], eps=PLAIN_NORM_EPS) for part in parts]
+    return torch.cat(parts, dim=1)
 
 
 class RawPixels:

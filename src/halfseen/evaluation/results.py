@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from halfseen.errors import ConfigError
 
-FeatureKind = Literal["cls", "mean", "cls+mean", "mean-before-norm"]
+FeatureKind = Literal["cls", "mean", "cls+mean", "cls-before-norm", "mean-before-norm", "mean-plain-norm"]
 
 
 class EvaluateConfig(BaseModel):
@@ -34,8 +34,8 @@ class EvaluateConfig(BaseModel):
     feature: FeatureKind = Field(
         "mean",
         description="Which tokens make the feature vector: cls (first prefix token), mean (mean of patch tokens), "
-        "cls+mean (both, concatenated), each after the final norm; mean-before-norm (mean of the last block's raw "
-        "patch tokens).",
+        "cls+mean (both, concatenated), each after the final norm; cls-before-norm and mean-before-norm (the last "
+        "block's raw tokens); mean-plain-norm (mean of the raw patch tokens, layer-normed without weights).",
     )
     max_train: int | None = Field(
         50_000, ge=2, description="Most images that vote, a seeded choice of the training split; null = all images."
