@@ -1,8 +1,5 @@
 """Batch normalisation over processes: alone it is PyTorch's, and two processes equal one with the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +9,7 @@ from torch import nn
 from backbones.processes import SHAPES, STEPS, batch, layer, record
 from halfseen.backbones.batch_norm import CrossProcessBatchNorm
 from halfseen.errors import ShapeError
-
-TESTS = Path(__file__).parents[1]
-LAUNCH = """
-import sys
-from halfseen.engine.distributed import launch
-result = launch(2, sys.argv[1:], module="backbones.processes")
-if result.message:
-    print(result.message, file=sys.stderr)
-sys.exit(result.exit_code)
-"""
+from processes import run_two
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -45,11 +33,7 @@ def test_other_shapes_are_refused() -> None:
 @pytest.mark.processes
 def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
     """Uneven parts (1:2); outputs, gradients, running statistics; a low-precision and an eval pass at the end."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", LAUNCH, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_two("backbones.processes", str(tmp_path))
     for name in SHAPES:
         alone = record(name, slice(None))
         parts = [torch.load(tmp_path / f"{name}{rank}.pt", weights_only=True) for rank in range(2)]

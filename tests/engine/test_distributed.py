@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,31 +14,19 @@ from engine.tiny import TinyMethod, run, settings
 from halfseen.engine.checkpoint import checkpoint_path, load_checkpoint
 from halfseen.engine.distributed import launch
 from halfseen.errors import ConfigError
+from processes import run_two, start_two
 
 pytestmark = pytest.mark.processes
-TESTS = Path(__file__).parents[1]
-LAUNCH = """
-import sys
-from halfseen.engine.distributed import launch
-result = launch(2, sys.argv[1:], module="engine.worker")
-if result.message:
-    print(result.message, file=sys.stderr)
-sys.exit(result.exit_code)
-"""
 
 
-def start(action: str, folder: Path) -> subprocess.Popen[str]:
+def start(action: str, folder: Path) -> "subprocess.Popen[str]":
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LAUNCH, action, str(folder)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_two("engine.worker", action, str(folder))
 
 
 def finish(action: str, folder: Path, exit_code: int = 0) -> str:
-    with start(action, folder) as process:
-        _, said = process.communicate(timeout=300)
-    assert process.returncode == exit_code, said
-    return said
+    folder.mkdir(exist_ok=True)
+    return run_two("engine.worker", action, str(folder), exit_code=exit_code)
 
 
 def losses(folder: Path) -> list[float]:

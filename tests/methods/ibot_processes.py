@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from halfseen.engine.distributed import processes
-from methods.ibot_cases import build, make_batch, progress, rows_of
+from methods.ibot_cases import build
+from methods.steps import make_batch, progress, rows_of
 
 PARTS = (slice(0, 1), slice(1, 4))
 """Uneven, as the last batch of an epoch may be."""

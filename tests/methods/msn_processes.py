@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from halfseen.engine.distributed import Distributed, processes, wrap
-from methods.msn_cases import build, make_batch, progress, rows_of
+from methods.msn_cases import build
+from methods.steps import make_batch, progress, rows_of
 
 SCOPES = ("shared", "per_sample")
 

@@ -1,10 +1,7 @@
 import json
 import logging
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,23 +15,10 @@ from halfseen.errors import ConfigError, ShapeError
 from halfseen.methods.ibot import IBOT, IBOTConfig
 from halfseen.ops.patches import mask_from_ids
 from halfseen.types import Photometric, ViewSpec
-from methods.ibot_cases import (
-    BLOCKS,
-    HEAD,
-    HIGH,
-    LOCAL_SIZE,
-    MEAN,
-    ROLLOUT,
-    SIZE,
-    STD,
-    SWIN,
-    VIT,
-    build,
-    make_batch,
-    progress,
-    rows_of,
-)
+from methods.ibot_cases import BLOCKS, HEAD, HIGH, LOCAL_SIZE, ROLLOUT, SIZE, SWIN, VIT, build
 from methods.ibot_processes import PARTS, centers
+from methods.steps import MEAN, STD, check_repeatable, check_step, make_batch, progress, rows_of
+from processes import run_two
 
 CASES: dict[str, dict[str, object]] = {
     "blocks": {},
@@ -70,28 +54,16 @@ case = pytest.mark.parametrize("name", CASES)
 @case
 def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(name: str) -> None:
     method = build(**CASES[name])
-    out = method(make_batch(method), progress())
-    assert out.loss.dtype == torch.float32 and out.loss.shape == () and torch.isfinite(out.loss)
-    for key, value in out.metrics.items():
-        assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad, key
-        assert torch.isfinite(value), key
+    out = check_step(method, make_batch(method))
     parts = [out.metrics[key] for key in ("loss_cls", "loss_patch", "contrastive") if key in out.metrics]
     torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
-    out.loss.backward()
-    trained = {key: parameter for key, parameter in method.named_parameters() if parameter.requires_grad}
-    assert [key for key, parameter in trained.items() if parameter.grad is None] == []
-    assert not any(key.startswith("teacher") for key in trained)
+    assert not any(key.startswith("teacher") and p.requires_grad for key, p in method.named_parameters())
 
 
 @case
 def test_the_step_decides_the_mask_and_nothing_else_does(name: str) -> None:
     method = build(**CASES[name])
-    batch = make_batch(method)
-    first = method(batch, progress(step=3)).loss
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert torch.equal(method(batch, progress(step=3)).loss, first)
-    assert torch.equal(torch.get_rng_state(), state)
+    check_repeatable(method, make_batch(method))
 
 
 @pytest.mark.parametrize("mask", [HIGH | {"masking_prob": 0.5}, ROLLOUT | {"ratio_scope": "image"}])
@@ -146,16 +118,7 @@ def normalised(method: IBOT, view: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.processes
 def test_two_processes_have_the_centres_of_one(tmp_path: Path) -> None:
-    launch = (
-        "import sys; from halfseen.engine.distributed import launch;"
-        "result = launch(2, sys.argv[1:], module='methods.ibot_processes');"
-        "sys.exit(result.message or result.exit_code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", launch, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    run_two("methods.ibot_processes", str(tmp_path))
     alone = centers(slice(0, 4))
     for rank in range(len(PARTS)):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

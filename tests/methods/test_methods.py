@@ -12,9 +12,9 @@ from halfseen.methods.base import Method
 from halfseen.methods.table import METHODS, MethodConfig, build_method
 from halfseen.ops.patches import pixel_mask
 from halfseen.ops.randomness import step_noise
-from halfseen.types import Batch, Progress
+from halfseen.types import Batch
+from methods.steps import MEAN, STD, check_repeatable, check_step, progress, rows_of
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 64
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 VIT = ModelConfig(name="vit_base", **TINY)
@@ -86,33 +86,17 @@ def make_batch(method: Method, rows: int = 4) -> Batch:
     return Batch((views,), torch.arange(rows), torch.full((rows,), -1), extras)
 
 
-def progress(step: int = 0, row_start: int = 0, global_batch_size: int = 4, seed: int = 0) -> Progress:
-    return Progress(step, 10, 5, seed, row_start, global_batch_size)
-
-
 @case
 def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(settings: str) -> None:
     method = build(settings)
-    out = method(make_batch(method), progress())
-    assert out.loss.dtype == torch.float32 and out.loss.shape == () and torch.isfinite(out.loss)
-    assert out.metrics
-    for name, value in out.metrics.items():
-        assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad, name
-        assert torch.isfinite(value), name
-    out.loss.backward()
-    idle = [name for name, parameter in method.named_parameters() if parameter.requires_grad and parameter.grad is None]
-    assert idle == []
+    check_step(method, make_batch(method))
 
 
 @case
 def test_the_step_decides_the_mask_and_nothing_else_does(settings: str) -> None:
     method = build(settings).eval()
     batch = make_batch(method)
-    first = method(batch, progress(step=3)).loss
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert torch.equal(method(batch, progress(step=3)).loss, first)
-    assert torch.equal(torch.get_rng_state(), state)
+    first = check_repeatable(method, batch)
     assert not torch.equal(method(batch, progress(step=4)).loss, first)
     assert not torch.equal(method(batch, progress(step=3, seed=1)).loss, first)
 
@@ -123,13 +107,7 @@ def test_two_micro_batches_average_to_the_double_batch(settings: str) -> None:
     whole = make_batch(method)
     parts = []
     for start in (0, 2):
-        rows = slice(start, start + 2)
-        part = Batch(
-            tuple(view[rows] for view in whole.views),
-            whole.index[rows],
-            whole.labels[rows],
-            {key: value[rows] for key, value in whole.extras.items()},
-        )
+        part = rows_of(whole, slice(start, start + 2))
         parts.append(method(part, progress(row_start=start)).loss)
     torch.testing.assert_close(torch.stack(parts).mean(), method(whole, progress()).loss, rtol=1e-5, atol=0)
 

@@ -1,7 +1,4 @@
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +15,10 @@ from halfseen.engine.optim import build_optimizer, parameter_groups
 from halfseen.errors import ConfigError
 from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.types import Batch, GroupKey, Photometric, ViewSpec
-from methods.msn_cases import FOCAL_SIZE, MEAN, SIZE, STD, VIT, build, make_batch, progress, rows_of
+from methods.msn_cases import FOCAL_SIZE, SIZE, VIT, build
 from methods.msn_processes import SCOPES, one_step
+from methods.steps import MEAN, STD, check_repeatable, check_step, make_batch, progress, rows_of
+from processes import run_two
 
 CONV = ModelConfig(name="vitc_4gf", embed_dim=16, depth=1, num_heads=2, position_rule="scale")
 PATCHES = (SIZE // 8) ** 2
@@ -51,31 +50,20 @@ def listening(module: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, torc
 @case
 def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(name: str) -> None:
     method = build(**CASES[name])
-    out = method(make_batch(method), progress())
-    assert out.loss.dtype == torch.float32 and out.loss.shape == () and torch.isfinite(out.loss)
-    for key, value in out.metrics.items():
-        assert value.dtype == torch.float32 and value.shape == () and not value.requires_grad, key
-        assert torch.isfinite(value), key
+    out = check_step(method, make_batch(method))
     config, terms = method.config, out.metrics
     assert ("me_max" in terms, "ent" in terms) == (config.me_max, config.use_ent)
     loss = terms["ploss"] + config.memax_weight * terms.get("me_max", 0) + config.ent_weight * terms.get("ent", 0)
     torch.testing.assert_close(loss, out.loss.detach())
     assert 0 <= float(terms.get("me_max", 0)) <= math.log(config.num_prototypes)
-    out.loss.backward()
-    trained = {key: parameter for key, parameter in method.named_parameters() if parameter.requires_grad}
-    assert [key for key, parameter in trained.items() if parameter.grad is None] == []
-    assert not any(key.startswith("teacher") for key in trained)
+    assert not any(key.startswith("teacher") and p.requires_grad for key, p in method.named_parameters())
 
 
 @case
 def test_the_step_decides_the_kept_patches_and_nothing_else_does(name: str) -> None:
     method = build(**CASES[name])
     batch = make_batch(method)
-    first = method(batch, progress(step=3)).loss
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert torch.equal(method(batch, progress(step=3)).loss, first)
-    assert torch.equal(torch.get_rng_state(), state)
+    first = check_repeatable(method, batch)
     for other in (progress(step=4), progress(step=3, seed=1)):
         assert torch.equal(method(batch, other).loss, first) == (method.config.patch_drop == 0)
 
@@ -247,15 +235,7 @@ def test_one_process_leaves_the_prototypes_gradient_alone() -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what two processes have found for one batch."""
     folder = tmp_path_factory.mktemp("two")
-    launch = (
-        "import sys; from halfseen.engine.distributed import launch;"
-        "result = launch(2, sys.argv[1:], module='methods.msn_processes');"
-        "sys.exit(result.message or result.exit_code)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", launch, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_two("methods.msn_processes", str(folder))
     return folder
 
 
