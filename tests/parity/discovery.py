@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vit_backbone_io": ".npz",
         "swin_backbone_io": ".npz",
     },
+    "msn_logistic": {"": ".npz"},
     "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
     "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
     "localmim": {

@@ -131,7 +131,7 @@ def _nearest_chunks(
     train_chunk: int = TRAIN_CHUNK,
 ) -> Iterator[tuple[int, Neighbours]]:
     """Neighbours of `query_chunk` queries at a time, with the row of the first."""
-    with torch.inference_mode(), _full_float32(train.device.type):
+    with torch.inference_mode(), full_float32(train.device.type):
         for start in range(0, len(queries), query_chunk):
             chunk = F.normalize(queries[start : start + query_chunk].float(), dim=1)
             best = Neighbours(
@@ -198,14 +198,14 @@ class _Votes:
                 done = size
                 key = size, temperature
                 self.predictions.setdefault(key, []).append(votes.argmax(dim=1).cpu())
-                self.ranks.setdefault(key, []).append(_rank(votes, labels).cpu())
+                self.ranks.setdefault(key, []).append(rank_of_class(votes, labels).cpu())
 
     def score(self, size: int, temperature: float) -> KnnScore:
         key = size, temperature
         return KnnScore(size, temperature, torch.cat(self.predictions[key]), torch.cat(self.ranks[key]))
 
 
-def _rank(votes: Tensor, labels: Tensor) -> Tensor:
+def rank_of_class(votes: Tensor, labels: Tensor) -> Tensor:
     """Place of the true class in a stable descending sort of the votes, without sorting."""
     own = votes.gather(1, labels[:, None])
     lower_index = torch.arange(votes.shape[1], device=votes.device) < labels[:, None]
@@ -271,7 +271,7 @@ def _check_features(train: Tensor, test: Tensor) -> None:
 
 
 @contextmanager
-def _full_float32(device: str) -> Iterator[None]:
+def full_float32(device: str) -> Iterator[None]:
     """Similarities in true float32: shortened mantissas (TF32, bf16 passes, autocast) change who the neighbours are."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
