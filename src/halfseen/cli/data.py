@@ -152,6 +152,53 @@ def arrange_imagenet(
         typer.echo(f"The flat files are in {src} as well; --mode move takes them away.")
 
 
+@app.command(epilog="Example: halfseen data split imagenet --out splits --per-class 1 --per-class 5 --fraction 0.01")
+def split(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="A folder of class folders, or a manifest with labels.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the folders subsets1, subsets2 ... go.")],
+    per_class: Annotated[
+        list[int] | None,
+        typer.Option(min=1, metavar="N", help="Images of each class; may be repeated. Default 1, 2, 5."),
+    ] = None,
+    fraction: Annotated[
+        list[float] | None,
+        typer.Option(metavar="SHARE", help="Share of all images, spread over the classes: 0.01 for 1 %; repeatable."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, metavar="N", help="Independent draws, a folder for each.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same images.")] = 0,
+) -> None:
+    """Draw which training images have a label, as text files that `halfseen logistic --split` reads.
+
+    Of one draw the smaller splits are parts of the larger ones. Files have the format of MSN's published lists: a file
+    name a line where it begins with its class, else `<class>/<file>`.
+    """
+    from halfseen.data.label_splits import draw_label_splits, split_lines
+    from halfseen.data.sources import open_source
+    from halfseen.errors import DataError
+
+    opened = open_source(source, "train")
+    counts = per_class if per_class or fraction else [1, 2, 5]
+    names = [f"{count}imgs_class.txt" for count in counts or ()]
+    names += [f"{100 * share:g}percent.txt" for share in fraction or ()]
+    files: dict[Path, list[str]] = {}
+    for draw in range(draws):
+        drawn = draw_label_splits(opened, per_class=counts or (), fractions=fraction or (), draw=draw, seed=seed)
+        for name, part in zip(names, drawn, strict=True):
+            files[out / f"subsets{draw + 1}" / name] = split_lines(opened, part.rows)
+    there = next((path for path in files if path.exists()), None)
+    if there is not None:
+        raise DataError(f"--out: '{there}' exists already. Name another folder, or delete the old splits.")
+    for path, lines in files.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise DataError(f"--out: can't write '{path}' ({error.strerror}). Name a writable folder.") from None
+        typer.echo(f"{path}: {len(lines):,} images")
+
+
 def _check_arrangement(
     src: Path | None,
     val_tar: Path | None,

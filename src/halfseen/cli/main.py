@@ -38,7 +38,7 @@ COMMANDS: dict[str, Entry] = {
     "demo": Entry("demo", "The whole story on bundled data in three minutes: train, measure, report."),
     "pretrain": Entry("pretrain", "Pre-train an encoder on a folder of images."),
     "recipes": Entry("recipes", "List, show and compare the recipes: published and small ones.", is_group=True),
-    "data": Entry("data", "Check a data set, or sort ImageNet into class folders.", is_group=True),
+    "data": Entry("data", "Check a data set, sort ImageNet into class folders, draw label splits.", is_group=True),
     "knn": Entry("knn", "Measure an encoder by k-nearest neighbours, with baselines."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
