@@ -6,8 +6,9 @@ from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
 from halfseen.evaluation.online import OnlineSplits, online_knn
-from halfseen.evaluation.protocols import Split, knn_protocol
+from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import EvaluateConfig
+from halfseen.evaluation.statements import Split
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CONFIG = EvaluateConfig(online_max_train=300, online_max_test=100, crop_ratio=1.0, k=(5, 20))

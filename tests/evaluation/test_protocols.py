@@ -14,8 +14,9 @@ from halfseen.data.sources import open_source
 from halfseen.errors import DataError
 from halfseen.evaluation.features import RawPixels, extract_features
 from halfseen.evaluation.knn import weighted_knn
-from halfseen.evaluation.protocols import Split, knn_protocol
+from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import EvaluateConfig
+from halfseen.evaluation.statements import Split
 
 MODEL = ModelConfig.model_validate({"name": "vit_tiny", "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2})
 

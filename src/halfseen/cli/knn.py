@@ -89,7 +89,8 @@ def command(
     queries = test if test is not None else voters
 
     from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.protocols import Split, knn_protocol
+    from halfseen.evaluation.protocols import knn_protocol
+    from halfseen.evaluation.statements import Split
     from halfseen.reports.runfiles import Evaluation, pretraining_fingerprint
     from halfseen.reports.tables import result_table
 

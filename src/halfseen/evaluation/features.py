@@ -34,6 +34,7 @@ FEATURE_SENTENCES: dict[FeatureKind, str] = {
 }
 
 PLAIN_NORM_EPS = 1e-6
+RAW_PIXEL_SIDE = 32
 
 
 def feature_sentence(feature: FeatureKind, last_blocks: int = 1, layer: int | None = None) -> str:
@@ -158,7 +159,7 @@ def pool_blocks(blocks: Sequence[Tokens], feature: FeatureKind) -> Float[Tensor,
 class RawPixels:
     """The baseline that any encoder should beat: the picture itself, seen at most at `size` pixels a side."""
 
-    def __init__(self, size: int = 32) -> None:
+    def __init__(self, size: int = RAW_PIXEL_SIDE) -> None:
         self.size = size
 
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
@@ -166,6 +167,24 @@ class RawPixels:
         if pixels.shape[-1] > self.size:
             pixels = F.interpolate(pixels, size=(self.size, self.size), mode="area")
         return pixels.flatten(1)
+
+
+def contestants(
+    encoder: Encoder,
+    others: Mapping[str, Encoder],
+    random_encoder: Callable[[], Encoder] | None,
+    features_of: Callable[[Encoder], Extractor],
+) -> dict[str, Extractor]:
+    """Whose features a result compares: "encoder", the run's others by role, "random_init" and "raw_pixels".
+
+    Args:
+        random_encoder: builds the same network with fresh weights; None leaves "random_init" out.
+        features_of: the extractor of an encoder, the same choice of features for all.
+    """
+    found = {"encoder": features_of(encoder)} | {role: features_of(other) for role, other in others.items()}
+    if random_encoder is not None:
+        found["random_init"] = features_of(random_encoder())
+    return {**found, "raw_pixels": RawPixels()}
 
 
 def extract_features(

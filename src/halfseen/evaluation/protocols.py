@@ -7,43 +7,37 @@ and of raw pixels in one pass over the data, and says in words what was trained 
 import importlib.metadata
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from halfseen.backbones.base import Encoder
-from halfseen.data.sources import Source
-from halfseen.errors import DataError
 from halfseen.evaluation.features import (
     FEATURE_SENTENCES,
+    RAW_PIXEL_SIDE,
     EncoderFeatures,
-    Extractor,
     FeatureSet,
     Precision,
-    RawPixels,
+    contestants,
     draw_subset,
     extract_features,
 )
 from halfseen.evaluation.knn import KnnScore, check_vote, weighted_knn
-from halfseen.evaluation.metrics import confusion_matrix, wilson_interval
-from halfseen.evaluation.results import ClassResult, EvaluateConfig, Result, SplitUsed
+from halfseen.evaluation.metrics import wilson_interval
+from halfseen.evaluation.results import EvaluateConfig, Result
+from halfseen.evaluation.statements import (
+    Split,
+    class_names_of,
+    compare,
+    confusion_of,
+    in_classes_of,
+    per_class,
+    what_was_seen,
+)
 
 HEADLINE_K = 20
 HEADLINE_TEMPERATURE = 0.07
-RAW_PIXEL_SIDE = 32
-CONFUSION_CLASSES = 50
-"""Up to this many classes a result carries its confusion counts."""
-
-
-class Split(NamedTuple):
-    """A source and the name of the split it is."""
-
-    source: Source
-    name: str
 
 
 def knn_protocol(
@@ -93,7 +87,7 @@ def knn_protocol(
     leave_one_out = test is None
     if leave_one_out:
         notes.append("There is one split only: every image is classified by all others (leave-one-out).")
-    class_names = _class_names(train.source, None if test is None else test.source)
+    class_names = class_names_of(train.source, None if test is None else test.source)
     size = encoder.image_size if image_size is None else image_size
 
     def choose(split: Split, most: int | None) -> NDArray[np.int64]:
@@ -103,16 +97,14 @@ def knn_protocol(
     votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
     check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
 
-    def features_of(measured: Encoder) -> Extractor:
-        return EncoderFeatures(measured, mean, std, feature=config.feature, device=device, precision=precision)
-
-    extractors: dict[str, Extractor] = {"encoder": features_of(encoder)}
-    extractors |= {other: features_of(measured) for other, measured in (others or {}).items()}
     if random_encoder is None:
         notes.append("Without the random-initialisation baseline: this network can't be built anew.")
-    else:
-        extractors["random_init"] = features_of(random_encoder())
-    extractors["raw_pixels"] = RawPixels(RAW_PIXEL_SIDE)
+    extractors = contestants(
+        encoder,
+        others or {},
+        random_encoder,
+        lambda each: EncoderFeatures(each, mean, std, feature=config.feature, device=device, precision=precision),
+    )
 
     def extract(split: Split, rows: NDArray[np.int64]) -> dict[str, FeatureSet]:
         def report(done: int, of: int) -> None:
@@ -137,7 +129,7 @@ def knn_protocol(
     queries = voters if test_sets is None else next(iter(test_sets.values()))
     labels = queries.labels
     if test is not None:
-        labels = _as_classes_of(train.source, test.source, labels)
+        labels = in_classes_of(train.source, test.source, labels)
     sizes, dropped = _usable(config.k, int((voters.labels >= 0).sum()) - leave_one_out, strict_k)
     if dropped:
         notes.append(f"k = {', '.join(map(str, dropped))} left out: only {len(voters.labels)} images can vote.")
@@ -162,8 +154,9 @@ def knn_protocol(
     unlabelled = len(queries.labels) - len(labels)
     if unlabelled:
         notes.append(f"{unlabelled} images without a label were left out.")
-    notes += _comparison(best)
-    notes += _what_was_seen(train, test, pretrained_on)
+    right = {name: (score.rank == 0).double() for name, score in best.items()}
+    notes += compare(right)
+    notes += what_was_seen(train, test, pretrained_on)
     return Result(
         protocol="knn",
         protocol_text=(
@@ -187,8 +180,8 @@ def knn_protocol(
         role=role,
         encoder=origin,
         data={
-            "train": _used(train, voters),
-            "test": _used(train if test is None else test, queries),
+            "train": train.used(voters),
+            "test": (train if test is None else test).used(queries),
         },
         split=f"{train.name} (leave-one-out)" if test is None else test.name,
         seed=seed,
@@ -201,8 +194,8 @@ def knn_protocol(
             name: wilson_interval(int((score.rank == 0).sum()), len(score.rank)) for name, score in best.items()
         },
         confidence_text="95 % Wilson interval of top1 over the test images; it does not cover other seeds of training.",
-        per_class=_per_class(class_names, labels, best),
-        confusion=_confusion(labels, best["encoder"], len(class_names)),
+        per_class=per_class(class_names, labels, right),
+        confusion=confusion_of(labels, best["encoder"].predictions, len(class_names)),
         notes=notes,
         seconds=round(time.monotonic() - started, 2),
         halfseen_version=importlib.metadata.version("halfseen"),
@@ -238,117 +231,3 @@ def _metrics(
         for depth in depths:
             found[f"top{depth}_k{score.k}{suffix}"] = round(score.top(depth), 4)
     return found
-
-
-def _comparison(scores: Mapping[str, KnnScore]) -> list[str]:
-    """Plain sentences on who wins at the headline setting, and whether the test images are enough to say so.
-
-    Both classified the same images, so what counts is on how many only one of them is right (McNemar's test).
-    """
-    own = scores["encoder"].rank == 0
-    sentences = []
-    for name, words in (
-        ("student", "the student of the same run"),
-        ("random_init", "the same network at random initialisation"),
-        ("raw_pixels", "raw pixels"),
-    ):
-        if name not in scores:
-            continue
-        other = scores[name].rank == 0
-        won, lost = int((own & ~other).sum()), int((other & ~own).sum())
-        gap = 100 * (won - lost) / len(own)
-        if won == lost:
-            sentences.append(f"The encoder is as good as {words}.")
-            continue
-        doubt = (
-            "" if abs(won - lost) > 1.96 * (won + lost) ** 0.5 else f"; {len(own)} images are too few to be sure of it"
-        )
-        sentences.append(
-            f"The encoder is {abs(gap):.1f} points {'better' if gap > 0 else 'worse'} than {words}{doubt}."
-        )
-    return sentences
-
-
-def _what_was_seen(train: Split, test: Split | None, pretrained_on: str | None) -> list[str]:
-    """Sentences on leaks between the images that were trained on, that vote and that are classified."""
-    sentences = []
-    queried = train if test is None else test
-    if pretrained_on is None:
-        sentences.append("What the encoder was pre-trained on is not known here.")
-    elif pretrained_on == queried.source.fingerprint():
-        sentences.append("The classified images were seen in pre-training, without their labels.")
-    else:
-        sentences.append("Pre-training used another set of images than the classified ones, and no labels.")
-    if test is not None:
-        voting = _files(train.source)
-        shared = sum(path in voting for path in _files(test.source))
-        if shared:
-            sentences.append(f"Careful: {shared} of the classified images also vote, so the accuracy is too high.")
-    return sentences
-
-
-def _files(source: Source) -> set[str]:
-    """The files of a source; empty where its images aren't files of their own."""
-    if not len(source) or not Path(source.path(0)).is_file():
-        return set()
-    return {str(Path(source.path(index)).absolute()) for index in range(len(source))}
-
-
-def _class_names(train: Source, test: Source | None) -> list[str]:
-    """Names of all classes in the order of the training labels."""
-    names = list(train.class_names)
-    if test is not None:
-        unknown = sorted(set(test.class_names) - set(names))
-        if unknown and names:
-            raise DataError(
-                f"'{test.name}' has classes that '{train.name}' has not: {', '.join(map(repr, unknown[:5]))}"
-                f"{' ...' if len(unknown) > 5 else ''}. Give both splits the same class names."
-            )
-    if not names and len(train.labels):
-        names = [str(label) for label in range(int(train.labels.max()) + 1)]
-    return names
-
-
-def _as_classes_of(train: Source, test: Source, labels: Tensor) -> Tensor:
-    """Labels of `test` in the numbering of `train`: a split that lacks a class counts the others differently."""
-    if tuple(train.class_names) == tuple(test.class_names):
-        return labels
-    place = {name: index for index, name in enumerate(train.class_names)}
-    table = torch.tensor([place[name] for name in test.class_names] + [-1], dtype=torch.int64)
-    return table[labels]
-
-
-def _per_class(names: Sequence[str], labels: Tensor, scores: Mapping[str, KnnScore]) -> list[ClassResult]:
-    counts = torch.bincount(labels, minlength=len(names))
-    right = {
-        name: torch.bincount(labels[score.rank == 0], minlength=len(names)).double() * 100 / counts.clamp(min=1)
-        for name, score in scores.items()
-    }
-    return [
-        ClassResult(
-            name=class_name,
-            n=int(counts[index]),
-            encoder=round(float(right["encoder"][index]), 2),
-            baselines={name: round(float(each[index]), 2) for name, each in right.items() if name != "encoder"},
-        )
-        for index, class_name in enumerate(names)
-        if counts[index] > 0
-    ]
-
-
-def _confusion(labels: Tensor, score: KnnScore, num_classes: int) -> list[list[int]] | None:
-    if num_classes > CONFUSION_CLASSES:
-        return None
-    counts = confusion_matrix(labels.numpy(), score.predictions.numpy(), num_classes)
-    return [[int(count) for count in row] for row in counts]
-
-
-def _used(split: Split, found: FeatureSet) -> SplitUsed:
-    return SplitUsed(
-        source=split.source.name,
-        split=split.name,
-        n=len(found.labels),
-        labelled=int((found.labels >= 0).sum()),
-        fingerprint=split.source.fingerprint(),
-        skipped=len(found.skipped),
-    )

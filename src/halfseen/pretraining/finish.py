@@ -9,8 +9,9 @@ from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import Terminal
 from halfseen.errors import DataError
-from halfseen.evaluation.protocols import Split, knn_protocol
+from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import Result
+from halfseen.evaluation.statements import Split
 from halfseen.methods.base import Method
 from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig

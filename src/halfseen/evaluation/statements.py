@@ -1,0 +1,153 @@
+"""What a result says beside its numbers: on which images, in whose classes, who is better and how sure that is.
+
+Every protocol makes the same statements about its two splits and about the encoder and its baselines, from which test
+images each of them classifies rightly.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from halfseen.data.sources import Source
+from halfseen.errors import DataError
+from halfseen.evaluation.features import FeatureSet
+from halfseen.evaluation.metrics import confusion_matrix
+from halfseen.evaluation.results import ClassResult, SplitUsed
+
+CONFUSION_CLASSES = 50
+"""Up to this many classes a result carries its confusion counts."""
+
+
+class Split(NamedTuple):
+    """A source and the name of the split it is."""
+
+    source: Source
+    name: str
+
+    def used(self, found: FeatureSet) -> SplitUsed:
+        """For the record: the images of it whose features were computed."""
+        return SplitUsed(
+            source=self.source.name,
+            split=self.name,
+            n=len(found.labels),
+            labelled=int((found.labels >= 0).sum()),
+            fingerprint=self.source.fingerprint(),
+            skipped=len(found.skipped),
+        )
+
+
+def class_names_of(train: Source, test: Source | None) -> list[str]:
+    """Names of all classes in the order of the training labels.
+
+    Raises:
+        DataError: the test images have a class that the training images don't have.
+    """
+    names = list(train.class_names)
+    if test is not None:
+        unknown = sorted(set(test.class_names) - set(names))
+        if unknown and names:
+            raise DataError(
+                f"'{test.name}' has classes that '{train.name}' has not: {', '.join(map(repr, unknown[:5]))}"
+                f"{' ...' if len(unknown) > 5 else ''}. Give both splits the same class names."
+            )
+    if not names and len(train.labels):
+        names = [str(label) for label in range(int(train.labels.max()) + 1)]
+    return names
+
+
+def in_classes_of(train: Source, test: Source, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """Labels of `test` in the numbering of `train`: a split that lacks a class counts the others differently."""
+    if tuple(train.class_names) == tuple(test.class_names):
+        return labels
+    place = {name: index for index, name in enumerate(train.class_names)}
+    table = torch.tensor([place[name] for name in test.class_names] + [-1], dtype=torch.int64)
+    return table[labels]
+
+
+def compare(right: Mapping[str, Float[Tensor, " n"]]) -> list[str]:
+    """Plain sentences on who is better, and whether the test images are enough to say so.
+
+    All classified the same images, so what counts is on how many only one of two is right (McNemar's test).
+
+    Args:
+        right: of the encoder and of what it is compared with, for each test image whether it is classified rightly, 0
+            or 1, or the share of several classifiers that do.
+    """
+    own = right["encoder"]
+    sentences = []
+    for name, words in (
+        ("student", "the student of the same run"),
+        ("random_init", "the same network at random initialisation"),
+        ("raw_pixels", "raw pixels"),
+    ):
+        if name not in right:
+            continue
+        lead = own - right[name]
+        gap = 100 * float(lead.mean())
+        if gap == 0:
+            sentences.append(f"The encoder is as good as {words}.")
+            continue
+        is_sure = abs(float(lead.sum())) > 1.96 * float(lead.square().sum()) ** 0.5
+        doubt = "" if is_sure else f"; {len(own)} images are too few to be sure of it"
+        sentences.append(
+            f"The encoder is {abs(gap):.1f} points {'better' if gap > 0 else 'worse'} than {words}{doubt}."
+        )
+    return sentences
+
+
+def what_was_seen(train: Split, test: Split | None, pretrained_on: str | None) -> list[str]:
+    """Sentences on leaks between the images that were trained on, whose labels are used and that are classified."""
+    sentences = []
+    queried = train if test is None else test
+    if pretrained_on is None:
+        sentences.append("What the encoder was pre-trained on is not known here.")
+    elif pretrained_on == queried.source.fingerprint():
+        sentences.append("The classified images were seen in pre-training, without their labels.")
+    else:
+        sentences.append("Pre-training used another set of images than the classified ones, and no labels.")
+    if test is not None:
+        voting = _files(train.source)
+        shared = sum(path in voting for path in _files(test.source))
+        if shared:
+            sentences.append(f"Careful: {shared} of the classified images also vote, so the accuracy is too high.")
+    return sentences
+
+
+def per_class(
+    names: Sequence[str], labels: Int[Tensor, " n"], right: Mapping[str, Float[Tensor, " n"]]
+) -> list[ClassResult]:
+    """How each class with test images fares; `right` as in `compare`."""
+    counts = torch.bincount(labels, minlength=len(names))
+    shares = {
+        name: torch.bincount(labels, weights=each, minlength=len(names)) * 100 / counts.clamp(min=1)
+        for name, each in right.items()
+    }
+    return [
+        ClassResult(
+            name=class_name,
+            n=int(counts[index]),
+            encoder=round(float(shares["encoder"][index]), 2),
+            baselines={name: round(float(each[index]), 2) for name, each in shares.items() if name != "encoder"},
+        )
+        for index, class_name in enumerate(names)
+        if counts[index] > 0
+    ]
+
+
+def confusion_of(labels: Int[Tensor, " n"], predictions: Int[Tensor, " n"], num_classes: int) -> list[list[int]] | None:
+    """Counts by true and predicted class; None for more classes than a result carries."""
+    if num_classes > CONFUSION_CLASSES:
+        return None
+    counts = confusion_matrix(labels.numpy(), predictions.numpy(), num_classes)
+    return [[int(count) for count in row] for row in counts]
+
+
+def _files(source: Source) -> set[str]:
+    """The files of a source; empty where its images aren't files of their own."""
+    if not len(source) or not Path(source.path(0)).is_file():
+        return set()
+    return {str(Path(source.path(index)).absolute()) for index in range(len(source))}
