@@ -36,7 +36,7 @@ KINDS: dict[str, dict[str, str]] = {
         "vit_step": ".npz",
         "swin_step": ".npz",
     },
-    "knn_linear": {"knn": ".npz", "clustering": ".npz", "features": ".npz"},
+    "knn_linear": {"knn": ".npz", "clustering": ".npz", "features": ".npz", "linear_probe": ".npz"},
     "ibot": {
         "train_": ".npz",
         "ibot_loss": ".npz",
@@ -48,7 +48,14 @@ KINDS: dict[str, dict[str, str]] = {
         "swin_backbone_io": ".npz",
     },
     "msn_logistic": {"": ".npz"},
-    "msn": {"train_step_": ".npz", "loss": ".npz", "loss_": ".npz", "schedules": ".npz", "features": ".npz"},
+    "msn": {
+        "train_step_": ".npz",
+        "loss": ".npz",
+        "loss_": ".npz",
+        "schedules": ".npz",
+        "features": ".npz",
+        "linear_eval": ".npz",
+    },
     "freezeout": {"lr_timelines": ".npz", "train_trace_": ".npz"},
     "localmim": {
         "ilsvrc2012_mapping": ".npz",
@@ -82,14 +89,8 @@ COMPANIONS: dict[str, dict[str, str]] = {
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
 
-NOT_YET: dict[str, dict[str, str]] = {
-    "knn_linear": {
-        "linear_probe": ".npz",
-        "attention_threshold": ".npz",
-    },
-    "msn": {"linear_eval": ".npz"},
-}
-"""Kinds of parts that the library doesn't have yet (linear probes, attention maps): no strays, but without a test."""
+NOT_YET: dict[str, dict[str, str]] = {"knn_linear": {"attention_threshold": ".npz"}}
+"""Kinds of parts that the library doesn't have yet (attention maps): no strays, but without a test."""
 
 VECTOR_SUFFIXES = (".npz", ".json", ".safetensors")
 
