@@ -1,7 +1,8 @@
 """`python -m benchmarks.compare`: variants of a run beside one another, over several seeds, in one go.
 
-Each seed trains all variants in turns, so that time is paired with time: a variant's ratio is taken to the first
-variant of the same seed. Prints training time, k-NN and linear accuracy as mean and standard deviation over the seeds.
+Each seed trains all variants in turns, beginning with another one, so that time is paired with time: a variant's ratio
+is taken to the first variant of the same seed. Prints training time and k-NN accuracy as mean and standard deviation
+over the seeds, and for progressive freezing the share of the time that the runs say they saved.
 """
 
 import argparse
@@ -28,11 +29,13 @@ class Outcome(NamedTuple):
         seconds: training time, without evaluation.
         scores: accuracy in percent by protocol and features; "random ..." for the network at random initialisation.
         loss: at the end.
+        saved: share of the steps' time that freezing saved by the run's own measure; None without.
     """
 
     seconds: float
     scores: dict[str, float]
     loss: float
+    saved: float | None
 
 
 def read_variant(text: str) -> Variant:
@@ -60,7 +63,7 @@ def outcome_of(run_dir: Path) -> Outcome:
         scores[path.stem] = result["metrics"]["top1"]
         for name, metrics in result["baselines"].items():
             scores[f"{path.stem} {name}"] = metrics["top1"]
-    return Outcome(last["seconds"], scores, last["loss"])
+    return Outcome(last["seconds"], scores, last["loss"], last.get("time_saved_share"))
 
 
 def spread(values: Sequence[float]) -> str:
@@ -81,6 +84,9 @@ def table(outcomes: dict[str, list[Outcome]]) -> str:
             for name in names
             if all(name in run.scores for run in runs)
         )
+        saved = [100 * run.saved for run in runs if run.saved is not None]
+        if saved:
+            times += f", {spread(saved)} % by their own measure"
         lines.append(f"{variant}: {times}; loss {spread([run.loss for run in runs])}; {scores}")
     return "\n".join(lines)
 
@@ -95,7 +101,8 @@ def main() -> None:
     arguments = parser.parse_args()
     outcomes: dict[str, list[Outcome]] = {variant.name: [] for variant in arguments.variant}
     for seed in range(arguments.seeds):
-        for variant in arguments.variant:
+        turn = seed % len(arguments.variant)
+        for variant in [*arguments.variant[turn:], *arguments.variant[:turn]]:
             outcomes[variant.name].append(train(variant, arguments.common, seed, arguments.folder))
         print(f"After {seed + 1} seeds\n{table(outcomes)}\n", flush=True)
 

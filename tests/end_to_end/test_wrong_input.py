@@ -24,6 +24,12 @@ MISTAKES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("pretrain", "photos", *MAE, "train.epohcs=3", "method.mask_ratio=75", "sed=1"),
         ("train.epohcs", "method.mask_ratio", "0.75", "sed"),
     ),
+    "freezing after the end": (("pretrain", "photos", *MAE, "train.freeze.t0=1.5"), ("train.freeze.t0", "1.5")),
+    "freezing before the beginning": (("pretrain", "photos", *MAE, "train.freeze.t0=0"), ("train.freeze.t0", "0")),
+    "one unit to freeze": (
+        ("pretrain", "photos", *MAE, "model.depth=1", "train.freeze.freeze_patch_embed=false"),
+        ("train.freeze", "two units"),
+    ),
     "mask out of range": (("pretrain", "photos", *MAE, "method.mask_ratio=75"), ("method.mask_ratio", "75", "0.75")),
     "mask that hides all": (("pretrain", "photos", *MAE, "method.mask_ratio=0.99"), ("mask_ratio", "0.99")),
     "image not made of patches": (("pretrain", "photos", *MAE, "data.image_size=33"), ("33", "8")),

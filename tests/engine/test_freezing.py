@@ -13,9 +13,10 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.engine.checkpoint import checkpoint_path, load_checkpoint
 from halfseen.engine.config import FreezeConfig
 from halfseen.engine.distributed import Distributed
-from halfseen.engine.freezing import Freezer
+from halfseen.engine.freezing import Freezer, saved_share, saved_words
 from halfseen.engine.loop import Trainer
 from halfseen.engine.optim import LearningRate
+from halfseen.engine.state import TrainState
 from halfseen.errors import ConfigError
 from halfseen.methods.base import Method
 from halfseen.methods.mae import MAE
@@ -177,6 +178,28 @@ def test_a_frozen_prefix_runs_without_autograd_and_nothing_else_changes(case: st
         torch.testing.assert_close(gradient, before[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_table_that_blocks_share_learns_from_the_frozen_ones_too(tmp_path: Path) -> None:
+    encoder = build_encoder(ModelConfig(**{**VIT, "name": "simmim_vit_tiny", "drop_path": 0.0}), 32)
+    method = build_method(METHODS["simmim"].config_class(mask_cell_size=8), encoder, 32, MEAN, STD, 0)
+    trainer = trainer_of(method, tmp_path, {"t0": 0.3, "scale": "linear"})
+    table = "encoder.trunk.rel_pos_bias.relative_position_bias_table"
+    assert trainer.freezer.indices[table] == 4
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+
+    def gradient() -> Tensor:
+        method.zero_grad(set_to_none=True)
+        method(trainer.loader.batch(0, 0), Progress(0, 32, 4, 5, 0, 8)).loss.backward()
+        return dict(method.named_parameters())[table].grad.clone()
+
+    before = gradient()
+    step = next(step for step in range(32) if trainer.freezer.schedule.frozen(step) == 3)
+    assert trainer.freezer.advance(step, trainer.optimizer)
+    torch.testing.assert_close(gradient(), before, rtol=1e-4, atol=1e-7)
+    assert method.encoder.trunk.blocks[0].attn.qkv.weight.grad is None
+
+
 def test_living_tokens_send_the_backward_pass_through_frozen_blocks(tmp_path: Path) -> None:
     method = build("mae")
     trainer = trainer_of(method, tmp_path, {"t0": 0.3, "scale": "linear", "freeze_tokens": False})
@@ -251,7 +274,7 @@ def test_resuming_at_any_step_gives_the_same_bits(case: str, tmp_path: Path) -> 
 
     whole = train(tmp_path, None, None)
     freezer = trainer_of(build(case), tmp_path, {"t0": 0.3, "scale": "linear"}).freezer
-    events = [moment for moment in freezer.schedule.freezing_micro_batches() if moment is not None]
+    events = [moment for moment in freezer.schedule.freezing_micro_batches if moment is not None]
     assert len(events) == 4
     for step in sorted({event + shift for event in events for shift in (0, 1, 2)}):
         if step < 32:
@@ -271,6 +294,43 @@ def test_frozen_parameters_have_no_moments_in_the_checkpoint(tmp_path: Path) -> 
     moments = load_checkpoint(checkpoint_path(tmp_path, 32), IDENTITY).optimizer
     assert moments
     assert not any("trunk.blocks.0." in name or "patch_embed" in name for name in moments)
+
+
+@pytest.mark.parametrize("decay_epochs", [4, 8, 12])
+def test_freezing_follows_the_run_whatever_the_length_of_the_decay(decay_epochs: int, tmp_path: Path) -> None:
+    trainer = trainer_of(build("mae"), tmp_path, {"t0": 0.3, "scale": "linear"}, lr__epochs=decay_epochs)
+    with trainer.batches() as steps:
+        for micro_batches in steps:
+            trainer.train_step(micro_batches)
+    assert trainer.freezer.frozen == 4
+    assert trainer.logged_rate(31) == next(
+        group["lr"] for group in trainer.optimizer.param_groups if group["unit"] == "4"
+    )
+
+
+def test_the_saving_is_measured_against_the_steps_before_the_first_freeze() -> None:
+    state = TrainState()
+    assert saved_share(state) is None and saved_words(state) == ""
+    for frozen, seconds in ((0, 1.0), (0, 3.0), (1, 1.0), (3, 0.5)):
+        state.add_time(frozen, seconds)
+    assert saved_share(state) == pytest.approx(1 - 5.5 / (4 * 2.0))
+    assert "saved 31.2 % " in saved_words(state)
+    assert "2000 ms before the first freeze and 500 ms with 3 units" in saved_words(state)
+    again = TrainState.from_json(state.to_json())
+    assert saved_share(again) == saved_share(state)
+
+
+def test_looks_and_waiting_are_left_out_of_a_steps_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(build("mae"), tmp_path, {"t0": 0.3})
+    clock = iter([10.0, 12.0, 20.0, 25.0])
+    monkeypatch.setattr("halfseen.engine.loop.time.monotonic", lambda: next(clock))
+    trainer.time_step()  # The first one only starts the clock.
+    trainer.time_step()
+    trainer.leave_out_time()
+    trainer.loader.wait_seconds += 2.0
+    trainer.time_step()
+    assert trainer.state.frozen_steps == {"0": 2}
+    assert trainer.state.frozen_seconds == {"0": pytest.approx(2.0 + 3.0)}
 
 
 def test_a_method_without_units_says_so(tmp_path: Path) -> None:
@@ -300,6 +360,19 @@ def test_a_method_without_units_says_so(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(freeze: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         FreezeConfig(**freeze)
+
+
+def test_a_schedule_that_would_have_no_effect_is_refused() -> None:
+    with pytest.raises(ValueError, match="cosine of its own"):
+        settings(lr__schedule="constant", freeze=FreezeConfig())
+    settings(lr__schedule="constant", freeze=FreezeConfig(layerwise_lr=False))
+    with pytest.raises(ValueError, match="without warm-up"):
+        settings(lr__warmup_epochs=0.0, freeze=FreezeConfig(warmup_to_scaled=True))
+
+
+def test_tokens_that_are_not_there_cannot_go_on_learning(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="trains no token"):
+        trainer_of(build("localmim swin"), tmp_path, {"freeze_tokens": False})
 
 
 def test_a_warm_up_as_long_as_the_run_leaves_no_time_to_freeze() -> None:

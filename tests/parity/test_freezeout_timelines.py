@@ -43,7 +43,7 @@ def test_timeline(path, case):
     assert units == schedule.last_unit + 1
 
     np.testing.assert_allclose(schedule.ends, record["T_iter_after_warmup"], rtol=1e-14)
-    moments = [-1 if moment is None else moment for moment in schedule.freezing_micro_batches()]
+    moments = [-1 if moment is None else moment for moment in schedule.freezing_micro_batches]
     np.testing.assert_array_equal(moments, record["first_frozen_iteration"])
     np.testing.assert_array_equal([schedule.frozen(step) for step in range(steps)], record["min_active_layer_index"])
     np.testing.assert_array_equal(

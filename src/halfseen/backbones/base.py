@@ -103,6 +103,10 @@ class Encoder(nn.Module, ABC):
         """The norm after the last block; it fits the raw tokens of every block that has the output's width."""
         return self.trunk.get_submodule("norm")
 
+    def first_use(self, name: str) -> int:
+        """The first unit in which a parameter acts: its own, but for a table that earlier blocks share."""
+        return self.freezing_unit(name)
+
     @abstractmethod
     def freezing_unit(self, name: str) -> int:
         """The unit of progressive freezing that a parameter of this encoder belongs to, by its name in it.

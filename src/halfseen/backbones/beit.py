@@ -51,6 +51,9 @@ class BeitEncoder(Encoder):
     def freezing_unit(self, name: str) -> int:
         return vit_freezing_unit(name.removeprefix("trunk."), self.num_layers)
 
+    def first_use(self, name: str) -> int:
+        return 1 if name.startswith("trunk.rel_pos_bias.") else self.freezing_unit(name)
+
     def forward(
         self,
         images: Tensor,

@@ -211,13 +211,39 @@ def run_mlp(mlp: Mlp, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     return out
 
 
+_WATCHING: list[Callable[[Tensor], object]] = []
+
+
+@contextmanager
+def watching_kept(tell: Callable[[Tensor], object]) -> Iterator[None]:
+    """Within, `tell` is called with each tensor that autograd keeps for the backward pass.
+
+    torch's own hooks don't reach into `recomputed`, which has hooks itself.
+    """
+
+    def pack(kept: Tensor) -> Tensor:
+        tell(kept)
+        return kept
+
+    _WATCHING.append(tell)
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
+            yield
+    finally:
+        _WATCHING.remove(tell)
+
+
 @contextmanager
 def recomputed(tensor: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
     """Within, autograd doesn't keep `tensor` (nor a reshaped view of it) but calls `again` in the backward pass."""
     memory = tensor.untyped_storage()._cdata
 
     def pack(kept: Tensor) -> Tensor | torch.Size:
-        return kept.shape if kept.untyped_storage()._cdata == memory else kept
+        if kept.untyped_storage()._cdata == memory:
+            return kept.shape
+        for tell in _WATCHING:
+            tell(kept)
+        return kept
 
     def unpack(kept: Tensor | torch.Size) -> Tensor:
         return kept if isinstance(kept, Tensor) else again().reshape(kept)

@@ -229,8 +229,8 @@ class FreezeConfig(BaseModel):
     )
     layerwise_lr: bool = Field(
         True,
-        description="Give each unit its own half cosine of the learning rate, which ends at 0 as the unit freezes; "
-        "false leaves the run's schedule to all.",
+        description="Give each unit its own half cosine of the learning rate, which ends at 0 as the unit freezes; the "
+        "run's schedule and lr.min then act on what belongs to no unit only. False leaves the run's schedule to all.",
     )
     scale_lr: bool = Field(
         True,
@@ -342,6 +342,13 @@ class TrainConfig(BaseModel):
     def _settings_go_together(self) -> "TrainConfig":
         if self.clip_norm is None:
             _must_be_default(self, "clip_scope", "a run without clipping (clip_norm = null)")
+        if self.freeze is not None and self.freeze.layerwise_lr and not self.lr.schedule.endswith("cosine"):
+            raise ValueError(
+                f"freeze: lr.schedule = '{self.lr.schedule}' would have no effect, since each unit follows a cosine of "
+                "its own. Choose a cosine schedule, or set freeze.layerwise_lr=false."
+            )
+        if self.freeze is not None and self.freeze.warmup_to_scaled and self.lr.warmup_epochs == 0:
+            raise ValueError("freeze: warmup_to_scaled has no effect in a run without warm-up. Leave it out.")
         if self.freeze is not None and self.lr.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"freeze: the warm-up of {self.lr.warmup_epochs:g} epochs (lr.warmup_epochs) leaves nothing of the "

@@ -21,7 +21,10 @@ class Freezable(Protocol):
     """What freezing needs of a method; `methods.base.Method` has it."""
 
     taps: tuple[int, ...]
-    idle_parameters: bool
+
+    @property
+    def idle_parameters(self) -> bool:
+        """Whether a parameter that needs a gradient may get none in some step."""
 
     def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """All parameters by name."""
@@ -31,6 +34,9 @@ class Freezable(Protocol):
 
     def freezing_unit(self, name: str) -> int:
         """The unit that a parameter belongs to."""
+
+    def first_use(self, name: str) -> int:
+        """The first unit in which a parameter acts."""
 
     def freeze(self, units: int, *, embedding: bool = True, cut: bool = True) -> None:
         """Let the first units rest."""
@@ -61,6 +67,13 @@ class Freezer:
         self.first_unit = 0 if config.freeze_patch_embed else 1
         learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
         self.indices = {name: self._index(name) for name in learned}
+        if not config.freeze_tokens and not any(
+            method.freezing_unit(name) == 0 and "patch_embed." not in name for name in learned
+        ):
+            raise ConfigError(
+                "train.freeze.freeze_tokens: got false, but this method trains no token before the first block. Leave "
+                "it out."
+            )
         last = max((index for index in self.indices.values() if index is not None), default=0)
         if last < 1:
             raise ConfigError(
@@ -71,7 +84,7 @@ class Freezer:
             last_unit=last,
             t0=config.t0,
             scale=config.scale,
-            epochs=rate.epochs,
+            epochs=train.epochs,
             warmup_epochs=train.lr.warmup_epochs,
             micro_batches_per_epoch=rate.micro_batches_per_epoch,
             accumulation=rate.accumulation,
@@ -113,7 +126,7 @@ class Freezer:
                 optimizer.state.pop(parameter, None)
         units = frozen + self.first_unit
         alive = any(
-            parameter.requires_grad and self.method.freezing_unit(name) < units
+            parameter.requires_grad and self.method.first_use(name) < units
             for name, parameter in self.method.named_parameters()
             if name in self.indices
         )
@@ -142,6 +155,11 @@ class Freezer:
         warms_up = self.config.warmup_to_scaled and moment < self.schedule.warmup
         return usual / self.schedule.shares[unit] if warms_up else usual
 
+    @property
+    def top_rate(self) -> dict[str, Any]:
+        """The group of the last unit, whose rate stands for all in the log."""
+        return {"unit": str(self.schedule.last_unit), "lr_scale": 1.0}
+
     def _index(self, name: str) -> int | None:
         """Number of a parameter's unit in the schedule; None if it never freezes."""
         unit = self.method.freezing_unit(name)
@@ -152,7 +170,7 @@ class Freezer:
 
 
 def saved_share(state: TrainState) -> float | None:
-    """Share of the time that freezing has saved so far, measured; None before the first freeze.
+    """Share of the steps' time that freezing has saved so far, measured; None before the first freeze.
 
     1 - (time of all steps) / (their number x mean time of a step before the first freeze).
     """

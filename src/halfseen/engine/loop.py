@@ -407,9 +407,13 @@ class Trainer:
         """Bring `state.seconds` up to date."""
         self.state.seconds = self._seconds_before + time.monotonic() - self._begun
 
+    def logged_rate(self, step: int) -> float:
+        """The learning rate of the update number `step`; under progressive freezing that of the last unit."""
+        return self.learning_rate(step) if self.freezer is None else self.freezer.rate(step, self.freezer.top_rate)
+
     def time_step(self) -> None:
-        """Count the time of the step that was made, waiting for its data included, for the number of frozen units."""
-        now = time.monotonic()
+        """Count the time of the step that was made, but for waiting for data, for the number of frozen units."""
+        now = time.monotonic() - self.loader.wait_seconds
         if self.freezer is not None and self._step_began is not None:
             self.state.add_time(self.freezer.frozen, now - self._step_began)
         self._step_began = now
@@ -417,7 +421,7 @@ class Trainer:
     def leave_out_time(self) -> None:
         """Don't count what was done since the last step, be it a look or a checkpoint."""
         if self._step_began is not None:
-            self._step_began = time.monotonic()
+            self._step_began = time.monotonic() - self.loader.wait_seconds
 
     def _take_living(self) -> None:
         """See to those parameters that learn: the gradients that are clipped, and those that processes share."""
@@ -531,7 +535,7 @@ class Watch:
             "step": state.step,
             "epoch": state.step / trainer.loader.steps_per_epoch,
             "samples_seen": state.samples_seen,
-            "lr": trainer.learning_rate(state.step - 1),
+            "lr": trainer.logged_rate(state.step - 1),
             **state.close_window(),
             "images_per_second": (state.samples_seen - self._samples) / elapsed,
             "steps_per_second": (state.step - self._step) / elapsed,

@@ -49,9 +49,6 @@ class Method(nn.Module, ABC):
     """Encoder blocks (1-based, ascending) at which branches with losses of their own leave; a branch ends when
     progressive freezing reaches its block, see `drop_branches`."""
 
-    idle_parameters: bool = False
-    """Whether a parameter that needs a gradient may get none in some step, so that DDP has to look for such ones."""
-
     num_outputs: int | None = None
     """Outputs or prototypes K over which teacher and student spread a probability of 1; None without such."""
 
@@ -80,14 +77,26 @@ class Method(nn.Module, ABC):
         Unit 0 is all that is trained before block 1, unit i is block i, with the branch that leaves there; what lies
         above the last block shares its number and is never frozen.
 
-        Raises:
-            ConfigError: an encoder without ordered units.
         Source: FreezeOut, arXiv 1706.04983; Local Masking Meets Progressive Freezing, arXiv 2312.02194.
         """
         encoder = self.encoders()["student"]
         if name.startswith("encoder."):
             return encoder.freezing_unit(name.removeprefix("encoder."))
         return 0 if name == "mask_token" else encoder.num_layers
+
+    def first_use(self, name: str) -> int:
+        """The first unit in which a parameter acts, see `Encoder.first_use`."""
+        if name.startswith("encoder."):
+            return self.encoders()["student"].first_use(name.removeprefix("encoder."))
+        return self.freezing_unit(name)
+
+    @property
+    def idle_parameters(self) -> bool:
+        """Whether a parameter that needs a gradient may get none in some step, so that DDP has to look for such ones.
+
+        The norm of pooled tokens (model.final_norm=pooled) is of no use to a loss over patches.
+        """
+        return self.encoders()["student"].config.final_norm == "pooled"
 
     def freeze(self, units: int, *, embedding: bool = True, cut: bool = True) -> None:
         """Let the student's first units rest; see `Encoder.freeze`. What happens to parameters is the engine's part."""

@@ -306,7 +306,6 @@ class IBOT(Method):
 
     name = "ibot"
     main_role = "teacher"
-    idle_parameters = True  # Mask token and patch head, in a step that hides nothing on this process.
     center: Tensor
     center2: Tensor
     bottleneck_sums: Tensor
@@ -347,6 +346,11 @@ class IBOT(Method):
         narrow = config.head_bottleneck_dim or config.out_dim
         self.register_buffer("bottleneck_sums", torch.zeros(2, narrow), persistent=False)
         self.register_buffer("images_summed", torch.zeros(()), persistent=False)
+
+    @property
+    def idle_parameters(self) -> bool:
+        """Mask token and patch head get no gradient in a step that hides nothing on this process."""
+        return True
 
     def view_plan(self) -> ViewPlan:
         """Global crops, the first always blurred, the others seldom but sometimes solarized; then local crops."""

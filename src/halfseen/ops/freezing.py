@@ -86,7 +86,7 @@ class FreezeSchedule:
     def frozen(self, micro_batch: int) -> int:
         """How many units rest at a micro-batch: the number of the first one that learns."""
         time = self.refreshed(micro_batch) - self.warmup
-        return sum(time > end for end in self.ends)
+        return sum(time > end for end in self.ends[:-1])
 
     def anneals(self, micro_batch: int) -> bool:
         """Whether units have rates of their own at a micro-batch: after the warm-up, with `layerwise_lr`."""
@@ -95,13 +95,14 @@ class FreezeSchedule:
     def rate(self, unit: int, micro_batch: int, peak: float) -> float:
         """The unit's own learning rate where `anneals` says that there is one: half a cosine that ends at 0."""
         start = peak / self.shares[unit] if self.scale_lr else peak
-        time = self.refreshed(micro_batch) - self.warmup
+        time = min(self.refreshed(micro_batch) - self.warmup, self.ends[unit])
         return start / 2 * (1 + math.cos(math.pi * time / self.ends[unit]))
 
+    @cached_property
     def freezing_micro_batches(self) -> tuple[int | None, ...]:
-        """The micro-batch with which each unit begins to rest; None: never."""
+        """The micro-batch with which each unit begins to rest; None: never, as the last one."""
         found: list[int | None] = []
-        for end in self.ends:
+        for end in self.ends[:-1]:
             epoch = math.floor(self.warmup + end) // self.micro_batches_per_epoch
             candidates = (
                 number * self.micro_batches_per_epoch + first
@@ -110,7 +111,7 @@ class FreezeSchedule:
             )
             last = math.ceil(self.epochs * self.micro_batches_per_epoch)
             found.append(next((each for each in candidates if each - self.warmup > end and each < last), None))
-        return tuple(found)
+        return (*found, None)
 
     def branches_gone(self, taps: Sequence[int], micro_batch: int) -> int:
         """Branches that are gone in the forward pass of a micro-batch: one per pass, the shallowest first.
@@ -120,7 +121,7 @@ class FreezeSchedule:
         Args:
             taps: unit of each branch, ascending.
         """
-        moments = self.freezing_micro_batches()
+        moments = self.freezing_micro_batches
         gone, free = 0, 0
         for tap in taps:
             moment = moments[tap]
@@ -132,7 +133,7 @@ class FreezeSchedule:
     def stages(self, steps: int, steps_per_epoch: int, taps: Sequence[int] = ()) -> Iterator[Stage]:
         """The stretches of a run of `steps` updates, in order."""
         begun = [0]
-        for moment in self.freezing_micro_batches():
+        for moment in self.freezing_micro_batches:
             if moment is not None:
                 epoch, within = divmod(moment, self.micro_batches_per_epoch)
                 begun.append(epoch * steps_per_epoch + within // self.accumulation)
@@ -143,21 +144,3 @@ class FreezeSchedule:
 
     def _start(self, unit: int) -> float:
         return self.t0 + (1 - self.t0) * float(unit) / self.last_unit
-
-
-def expected_saving(
-    schedule: FreezeSchedule, forward: Sequence[float], backward: Sequence[float], first_unit: int = 1
-) -> float:
-    """Share of all work that freezing saves, if the backward pass stops at the frozen prefix.
-
-    (1 - W / E) * sum(b_i (1 - rho_i)) / sum(f_i + b_i).
-
-    Args:
-        schedule: the times.
-        forward, backward: work of each unit, from `first_unit` on, in any unit of measure.
-        first_unit: number of the unit that they begin with.
-    """
-    annealing = 1 - schedule.warmup_epochs / schedule.epochs
-    shares = schedule.shares[first_unit : first_unit + len(backward)]
-    saved = sum(work * (1 - share) for work, share in zip(backward, shares, strict=True))
-    return annealing * saved / (sum(forward) + sum(backward))

@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from halfseen.backbones.blocks import watching_kept
 from halfseen.data.loader import stack_images
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
@@ -15,6 +15,7 @@ from halfseen.engine.optim import LearningRate
 from halfseen.engine.precision import autocast, open_device
 from halfseen.engine.terminal import duration
 from halfseen.methods.base import Method
+from halfseen.ops.flops import count_flops
 from halfseen.ops.freezing import Stage
 from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.randomness import numpy_generator
@@ -225,12 +226,10 @@ def _try_stages(
     for stage in freezer.schedule.stages(train.last_step(steps_per_epoch), steps_per_epoch, freezer.taps):
         freezer.advance(stage.first_step)
         freezer.enter(stage.first_step, rate.accumulation - 1)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            _pass(config, method, device, count)
+        flops = count_flops(lambda: _pass(config, method, device, count))
         trials = [_pass(config, method, device, count) for _ in range(STAGE_PASSES)]
         seconds = min(trial.seconds for trial in trials)
-        found.append(StageCost(stage, seconds, counter.get_total_flops(), trials[0].kept_bytes))
+        found.append(StageCost(stage, seconds, flops, trials[0].kept_bytes))
     return tuple(found)
 
 
@@ -241,16 +240,14 @@ def _pass(config: RunConfig, method: Method, device: torch.device, count: int) -
     own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
     kept: dict[int, int] = {}
 
-    def remember(tensor: Tensor) -> Tensor:
+    def remember(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
-        watched = torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor)
-        with watched, autocast(device, config.runtime.precision):
+        with watching_kept(remember), autocast(device, config.runtime.precision):
             loss = method(batch, progress).loss
         loss.backward()
         loss.item()  # Waits for the device.
