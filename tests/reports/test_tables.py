@@ -29,9 +29,31 @@ def test_brackets_in_names_are_no_markup():
     assert "[red]knn[/red]" in printed(result_table(Evaluation.model_validate(changed)))
 
 
+def test_a_mean_over_draws_carries_its_standard_deviation():
+    metrics = {"top1": 62.8, "top1_std": 0.25, "top1_5shot": 62.8, "top1_5shot_std": 0.25, "train_5shot": 100.0}
+    changed = result() | {
+        "metrics": metrics,
+        "baselines": {"raw_pixels": {"top1_5shot": 31.0}},
+        "headline": {"lambda": 0.1},
+    }
+    text = printed(result_table(Evaluation.model_validate(changed)))
+    assert "62.80 ± 0.25" in next(line for line in text.splitlines() if "top-1, 5 per class" in line)
+    assert "100.00 " in next(line for line in text.splitlines() if "labelled images, 5 per class" in line)
+    assert "interval of top-1 (lambda = 0.1)" in text
+    assert "std" not in text
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
-    [("top1", "top-1"), ("top1_k20", "top-1, k = 20"), ("top5_k200_T0.04", "top-5, k = 200, T = 0.04"), ("nmi", "nmi")],
+    [
+        ("top1", "top-1"),
+        ("top1_k20", "top-1, k = 20"),
+        ("top5_k200_T0.04", "top-5, k = 200, T = 0.04"),
+        ("top1_5shot_lambda0.0025", "top-1, 5 per class, lambda = 0.0025"),
+        ("train_1percent", "labelled images, 1 % of the labels"),
+        ("top5_all", "top-5, all labels"),
+        ("nmi", "nmi"),
+    ],
 )
 def test_metrics_in_words(key, words):
     assert metric_words(key) == words

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from halfseen.backbones.weights import LoadedEncoder
     from halfseen.data.sources import Source
     from halfseen.engine.config import RuntimeConfig
+    from halfseen.evaluation.results import Result
+    from halfseen.evaluation.statements import Split as Side
     from halfseen.pretraining.config import RunConfig
 
+EVALUATIONS = "evaluations"
 PIPE_WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 
@@ -65,6 +68,16 @@ def whole_or_split(source: str, split: Split) -> Split:
     from halfseen.data.sources import has_split
 
     return split if split == "train" or has_split(source, split) else "train"
+
+
+def open_test(source: str, train: str, run: Run | None = None) -> "Side | None":
+    """The images that are classified: the test split of `source`, or all of it; None where they are `train`'s own."""
+    from halfseen.evaluation.statements import Split as Side
+
+    split = whole_or_split(source, "test")
+    if split == "train" and source == train:
+        return None
+    return Side(open_images(source, split, run), split if split == "test" else "all")
 
 
 def same_network(loaded: "LoadedEncoder", run: Run | None, seed: int) -> Callable[[], "Encoder"]:
@@ -119,6 +132,22 @@ def console() -> "Console":
     if not out.is_terminal:
         out.width = PIPE_WIDTH
     return out
+
+
+def show_result(result: "Result", run: Run | None, out: Path | None) -> None:
+    """Write a result into `out`, the run's folder or ./evaluations, and print it."""
+    from halfseen.reports.runfiles import Evaluation
+    from halfseen.reports.tables import result_table
+
+    folder = out if out is not None else Path(EVALUATIONS) if run is None else run.folder / EVALUATIONS
+    path = result.write(folder)
+    screen = console()
+    screen.print(result_table(Evaluation.model_validate(result.model_dump())))
+    for note in result.notes:
+        screen.print(f"- {note}", soft_wrap=True)
+    screen.print(f"Written: {path}", soft_wrap=True)
+    if run is not None and folder == run.folder / EVALUATIONS:
+        screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)
 
 
 @contextmanager

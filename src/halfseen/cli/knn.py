@@ -8,21 +8,19 @@ import typer
 
 from halfseen.cli.inputs import (
     Run,
-    console,
     find_run,
     forward_settings,
     open_images,
+    open_test,
     progress_line,
     same_network,
-    whole_or_split,
+    show_result,
 )
 from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
     from halfseen.evaluation.results import EvaluateConfig
-
-EVALUATIONS = "evaluations"
 
 
 def command(
@@ -91,16 +89,11 @@ def command(
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.protocols import knn_protocol
     from halfseen.evaluation.statements import Split
-    from halfseen.reports.runfiles import Evaluation, pretraining_fingerprint
-    from halfseen.reports.tables import result_table
+    from halfseen.reports.runfiles import pretraining_fingerprint
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    test_split = whole_or_split(queries, "test")
     train_images = Split(open_images(voters, "train", run), "train")
-    alone = queries == voters and test_split == "train"
-    test_images = (
-        None if alone else Split(open_images(queries, test_split, run), test_split if test_split == "test" else "all")
-    )
+    test_images = open_test(queries, voters, run)
     with progress_line() as on_progress:
         result = knn_protocol(
             loaded.encoder,
@@ -120,15 +113,7 @@ def command(
             strict_k=k is not None,
             on_progress=on_progress,
         )
-    folder = out if out is not None else Path(EVALUATIONS) if run is None else run.folder / EVALUATIONS
-    path = result.write(folder)
-    screen = console()
-    screen.print(result_table(Evaluation.model_validate(result.model_dump())))
-    for note in result.notes:
-        screen.print(f"- {note}", soft_wrap=True)
-    screen.print(f"Written: {path}", soft_wrap=True)
-    if run is not None and folder == run.folder / EVALUATIONS:
-        screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)
+    show_result(result, run, out)
 
 
 def _settings(run: Run | None, options: Mapping[str, object]) -> "EvaluateConfig":

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from halfseen.backbones.base import Encoder, Tokens
 from halfseen.data.loader import evaluation_batches
 from halfseen.data.sources import Source
+from halfseen.data.transforms import Interpolation
 from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.results import FeatureKind
 from halfseen.ops.randomness import numpy_generator
@@ -195,6 +196,7 @@ def extract_features(
     image_size: int,
     resize: Literal["crop", "squash"] = "crop",
     crop_ratio: float = 0.875,
+    interpolation: Interpolation = "bicubic",
     batch_size: int = 128,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -204,7 +206,7 @@ def extract_features(
     Args:
         indices: rows of the source; None = all of them.
         image_size: side of the view in pixels.
-        resize, crop_ratio: how the view is cut, see `data.transforms.deterministic_view`.
+        resize, crop_ratio, interpolation: how the view is cut, see `data.transforms.deterministic_view`.
         workers: loader processes.
         on_progress: called with (images done, all images).
     Returns:
@@ -218,7 +220,14 @@ def extract_features(
     skipped: list[SkippedFile] = []
     filled = 0
     batches = evaluation_batches(
-        source, wanted, image_size, batch_size, resize=resize, crop_ratio=crop_ratio, workers=workers
+        source,
+        wanted,
+        image_size,
+        batch_size,
+        resize=resize,
+        crop_ratio=crop_ratio,
+        interpolation=interpolation,
+        workers=workers,
     )
     for batch in batches:
         skipped += batch.skipped

@@ -120,7 +120,7 @@ class Result(BaseModel):
 
     protocol: str
     protocol_text: str
-    settings: dict[str, float | int | bool | str | list[int] | list[float]]
+    settings: dict[str, float | int | bool | str | list[int] | list[float] | list[str]]
     headline: dict[str, float | int]
     features: str
     feature_dim: int

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from halfseen.reports.runfiles import Evaluation
-from halfseen.reports.tables import detail_keys, metric_words, subject, visible
+from halfseen.reports.tables import detail_keys, metric_text, metric_words, subject, visible
 
 MOST_CONFUSION = 25
 
@@ -116,7 +116,13 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
         n=result.n,
         columns=[subject(name) for name in names],
         rows=[
-            _row(metric_words(key), [each.get(key) for each in values], names) for key in detail_keys(result.metrics)
+            _row(
+                metric_words(key),
+                [each.get(key) for each in values],
+                names,
+                texts=[metric_text(each, key, 1) for each in values],
+            )
+            for key in detail_keys(result.metrics)
         ],
         bars=bars,
         bars_title=f"Top-1 accuracy in percent{_setting_words(result)}, n = {result.n:,}",
@@ -143,7 +149,7 @@ def accuracy_text(result: Evaluation, name: str) -> str:
 
 
 def _setting_words(result: Evaluation) -> str:
-    return f", k = {result.headline['k']:g}" if "k" in result.headline else ""
+    return "".join(f", {name} = {result.headline[name]:g}" for name in ("k", "lambda") if name in result.headline)
 
 
 def _setup(result: Evaluation) -> str:
@@ -172,15 +178,25 @@ def _kind(name: str) -> str:
     return name if name in ("encoder", "random_init", "raw_pixels") else "other"
 
 
-def _row(name: str, values: Sequence[float | None], kinds: Sequence[str], n: int = 0) -> Row:
+def _row(
+    name: str,
+    values: Sequence[float | None],
+    kinds: Sequence[str],
+    n: int = 0,
+    texts: Sequence[str] | None = None,
+) -> Row:
     known = [value for value in values if value is not None]
     cells = [
         Cell("", False, 0.0, _kind(kind))
         if value is None
-        else Cell(f"{value:.1f}", value == max(known), max(0.0, min(100.0, value)), _kind(kind))
-        for value, kind in zip(values, kinds, strict=True)
+        else Cell(text, value == max(known), max(0.0, min(100.0, value)), _kind(kind))
+        for value, kind, text in zip(values, kinds, texts or [_one_digit(value) for value in values], strict=True)
     ]
     return Row(visible(name), cells, n)
+
+
+def _one_digit(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
 
 
 def _confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> list[ConfusionRow]:

@@ -8,6 +8,8 @@ from rich.text import Text
 
 from halfseen.reports.runfiles import Evaluation
 
+SPREAD = "_std"
+"""Ending of the standard deviation over several draws that goes with a metric."""
 SUBJECTS: dict[str, str] = {
     "encoder": "this encoder",
     "student": "the student",
@@ -23,21 +25,36 @@ def subject(name: str) -> str:
 
 
 def metric_words(key: str) -> str:
-    """`top1_k20_T0.5` -> `top-1, k = 20, T = 0.5`."""
+    """`top1_k20_T0.5` -> `top-1, k = 20, T = 0.5`; `top1_5shot_lambda0.1` -> `top-1, 5 per class, lambda = 0.1`."""
     words = []
     for part in key.split("_"):
         if part.startswith("top") and part[3:].isdigit():
             words.append(f"top-{part[3:]}")
         elif part[:1] in "kT" and part[1:].replace(".", "", 1).isdigit():
             words.append(f"{part[0]} = {part[1:]}")
+        elif part.startswith("lambda"):
+            words.append(f"lambda = {part.removeprefix('lambda')}")
+        elif part.endswith("shot"):
+            words.append(f"{part.removesuffix('shot')} per class")
+        elif part.endswith("percent"):
+            words.append(f"{part.removesuffix('percent')} % of the labels")
         else:
-            words.append(part)
+            words.append({"train": "labelled images", "all": "all labels"}.get(part, part))
     return ", ".join(words)
 
 
 def detail_keys(metrics: Mapping[str, float]) -> list[str]:
     """The metrics beside the headline: one per k and T; the headline itself where there is nothing else."""
-    return [key for key in metrics if "_" in key] or list(metrics)
+    means = [key for key in metrics if not key.endswith(SPREAD)]
+    return [key for key in means if "_" in key] or means
+
+
+def metric_text(metrics: Mapping[str, float], key: str, digits: int = 2) -> str:
+    """A metric with its standard deviation where there is one; empty where there is no such metric."""
+    if key not in metrics:
+        return ""
+    spread = f" ± {metrics[key + SPREAD]:.{digits}f}" if key + SPREAD in metrics else ""
+    return f"{metrics[key]:.{digits}f}{spread}"
 
 
 def result_table(result: Evaluation) -> Table:
@@ -53,13 +70,16 @@ def result_table(result: Evaluation) -> Table:
         table.add_column(Text(subject(name)), justify="right")
     columns = [result.metrics, *result.baselines.values()]
     for key in detail_keys(result.metrics):
-        table.add_row(metric_words(key), *(f"{each[key]:.2f}" if key in each else "" for each in columns))
+        table.add_row(metric_words(key), *(metric_text(each, key) for each in columns))
     if result.confidence_interval:
-        k = f" (k = {result.headline['k']:g})" if "k" in result.headline else ""
+        setting = next(
+            (f" ({name} = {result.headline[name]:g})" for name in ("k", "lambda") if name in result.headline), ""
+        )
         intervals = [result.confidence_interval.get(name) for name in names]
         table.add_section()
         table.add_row(
-            f"95 % interval of top-1{k}", *(f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else "" for pair in intervals)
+            f"95 % interval of top-1{setting}",
+            *(f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else "" for pair in intervals),
         )
     return table
 
