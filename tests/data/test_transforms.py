@@ -20,6 +20,7 @@ from halfseen.data.photometric import apply_changes, draw_changes
 from halfseen.data.transforms import (
     REDUCING_GAP,
     CropBox,
+    clamped_crop_box,
     cut_views,
     decode_floor,
     deterministic_view,
@@ -104,6 +105,40 @@ def test_a_crop_lies_inside_its_image(
     assert box.height >= 1 and box.width >= 1
     assert 0 <= box.top <= height - box.height
     assert 0 <= box.left <= width - box.width
+
+
+def test_a_clamped_crop_is_drawn_once_and_cut_to_the_image() -> None:
+    """Against the written-out rule on an image so long that most draws stick out of it."""
+    scale, ratio = (0.08, 1.0), (3 / 4, 4 / 3)
+    boxes = []
+    for seed in range(400):
+        draws = np.random.default_rng(seed).random(4)
+        area = 40 * 160 * (0.08 + 0.92 * draws[0])
+        aspect = math.exp(math.log(3 / 4) + draws[1] * (math.log(4 / 3) - math.log(3 / 4)))
+        width, height = min(round(math.sqrt(area * aspect)), 160), min(round(math.sqrt(area / aspect)), 40)
+        box = clamped_crop_box(40, 160, scale, ratio, np.random.default_rng(seed))
+        assert (box.width, box.height) == (width, height)
+        assert 0 <= box.top <= 40 - height and 0 <= box.left <= 160 - width
+        boxes.append(box)
+    assert np.mean([box.height == 40 for box in boxes]) > 0.5
+    assert {box.left for box in boxes} > set(range(40))
+
+
+def test_the_whole_image_is_squashed_and_changed_last() -> None:
+    image = picture(40, 90)
+    spec = ViewSpec(size=16, crop="whole", hflip=0.0, interpolation="bilinear", antialias=False)
+    whole = resize(image, 16, 16, "bilinear", False)
+    assert np.array_equal(cut_views(image, ViewPlan((spec,)), np.random.default_rng(0))[0], whole)
+
+    def darken(view: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        return view // int(2 + generator.integers(3))
+
+    plain = ViewPlan((ViewSpec(size=16), ViewSpec(size=8)))
+    changed = ViewPlan((ViewSpec(size=16, change=darken), ViewSpec(size=8)))
+    first, second = cut_views(image, plain, np.random.default_rng(1))
+    other, same = cut_views(image, changed, np.random.default_rng(1))
+    assert np.array_equal(second, same)
+    assert any(np.array_equal(other, first // divisor) for divisor in (2, 3, 4))
 
 
 # ---- resizing

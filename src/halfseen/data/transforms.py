@@ -69,6 +69,34 @@ def random_crop_box(
     return _largest_centre_box(height, width, ratio)
 
 
+def clamped_crop_box(
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], generator: np.random.Generator
+) -> CropBox:
+    """The crop of `random_crop_box` in a single draw, its sides cut to the image's where they are longer.
+
+    Source: MAE, arXiv 2111.06377, linear probing (after TensorFlow's crop).
+    """
+    area_draw, ratio_draw, down, right = generator.random(4).tolist()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area_draw)
+    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = math.exp(log_low + (log_high - log_low) * ratio_draw)
+    crop_width = min(max(1, round(math.sqrt(area * aspect))), width)
+    crop_height = min(max(1, round(math.sqrt(area / aspect))), height)
+    top = int(down * (height - crop_height + 1))
+    left = int(right * (width - crop_width + 1))
+    return CropBox(top, left, crop_height, crop_width)
+
+
+def _crop_box(height: int, width: int, spec: ViewSpec, generator: np.random.Generator) -> CropBox:
+    match spec.crop:
+        case "random":
+            return random_crop_box(height, width, spec.crop_scale, spec.crop_ratio, generator)
+        case "clamped":
+            return clamped_crop_box(height, width, spec.crop_scale, spec.crop_ratio, generator)
+        case "whole":
+            return CropBox(0, 0, height, width)
+
+
 def _largest_centre_box(height: int, width: int, ratio: tuple[float, float]) -> CropBox:
     """The largest box in the middle whose width/height lies within `ratio`; at least one pixel on each side."""
     crop_height, crop_width = height, width
@@ -96,9 +124,9 @@ def cut_views(
 ) -> tuple[UInt8[np.ndarray, "_ _ 3"], ...]:
     """All views of one image, in the plan's order.
 
-    Each view draws its crop (two numbers per attempt, two for the place), then two for the flips, whether or not they
-    are wanted, and, if its kind has `colour`, ten for that. Whatever is drawn beside the views, such as
-    `ViewPlan.extras`, comes after the last of them, so adding it moves no crop.
+    Each view draws its crop (two numbers per attempt, two for the place; none for the whole image), then two for the
+    flips, whether or not they are wanted, and, if its kind has `colour`, ten for that. Whatever is drawn beside, for
+    `ViewSpec.change` and `ViewPlan.extras`, comes after the last of them, so adding it moves no crop.
 
     Args:
         image: uint8 [H, W, 3].
@@ -108,15 +136,20 @@ def cut_views(
         uint8 [size, size, 3] for each view; a spec with count n gives n of them.
     """
     # All crops before all colours: with two global and ten local views the image then stays in the processor's cache.
-    cut = [_cut_view(image, spec, generator) for spec in plan.views for _ in range(spec.count)]
-    return tuple(view if changes is None else apply_changes(view, changes) for view, changes in cut)
+    specs = [spec for spec in plan.views for _ in range(spec.count)]
+    cut = [_cut_view(image, spec, generator) for spec in specs]
+    coloured = [view if changes is None else apply_changes(view, changes) for view, changes in cut]
+    return tuple(
+        view if spec.change is None else spec.change(view, generator)
+        for view, spec in zip(coloured, specs, strict=True)
+    )
 
 
 def _cut_view(
     image: UInt8[np.ndarray, "H W 3"], spec: ViewSpec, generator: np.random.Generator
 ) -> tuple[UInt8[np.ndarray, "S S 3"], Changes | None]:
     """A view with its own colours, and what is to be done to them."""
-    box = random_crop_box(image.shape[0], image.shape[1], spec.crop_scale, spec.crop_ratio, generator)
+    box = _crop_box(image.shape[0], image.shape[1], spec, generator)
     crop = image[box.top : box.top + box.height, box.left : box.left + box.width]
     view = resize(crop, spec.size, spec.size, spec.interpolation, spec.antialias)
     mirror, turn_over = generator.random(2).tolist()
@@ -177,6 +210,8 @@ def _without_far_ends(image: np.ndarray) -> np.ndarray:
 
 def smallest_crop_side(spec: ViewSpec, shorter_side: float) -> float:
     """The shortest side, in pixels, that a crop of this view can have in an image with this shorter side."""
+    if spec.crop == "whole":
+        return shorter_side
     steepest = max(spec.crop_ratio[1], 1.0 / spec.crop_ratio[0])
     return shorter_side * math.sqrt(spec.crop_scale[0] / steepest)
 
