@@ -31,6 +31,8 @@ T = TypeVar("T")
 LAUNCH_DIR = "HALFSEEN_LAUNCH_DIR"
 FAILURE_KEY = "halfseen/failure"
 TIMEOUT = timedelta(minutes=30)
+PATIENCE = timedelta(days=7)
+"""How long processes wait where process 0 measures or writes alone; one that died is noticed at once anyway."""
 GRACE_SECONDS = 600
 
 
@@ -121,9 +123,10 @@ def processes(device: DeviceName) -> Iterator[Distributed]:
     dist.init_process_group(backend, timeout=TIMEOUT)
     store = dist.distributed_c10d._get_default_store()
     try:
-        control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=TIMEOUT))
-        yield Distributed(rank, world_size, local_rank, control)
-        dist.barrier()
+        control = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=PATIENCE))
+        here = Distributed(rank, world_size, local_rank, control)
+        yield here
+        here.barrier()
     except BaseException as error:
         first = _first_failure(store, rank, 2 if isinstance(error, HalfseenError) else 1)
         if first is not None and first.rank != rank and isinstance(error, Exception):

@@ -509,9 +509,11 @@ class Watch:
                 found += self.health.check_features(
                     trainer.state.step, float(record["loss"]), float(record["rankme"]), float(record["feature_std"])
                 )
-        if trainer.distributed.is_main and self.measure is not None and self._measurement_is_due(trainer.state.step):
-            with keeping_modes(trainer.bare):
-                record |= self.measure()
+        if self._measurement_is_due(trainer.state.step):
+            if trainer.distributed.is_main and self.measure is not None:
+                with keeping_modes(trainer.bare):
+                    record |= self.measure()
+            trainer.distributed.barrier()
         self.journal.write(record)
         self.terminal.update(record)
         self._tell(found)
