@@ -1,7 +1,7 @@
 """`make bench`: how fast the methods train on this machine, beside the same models elsewhere, in one run.
 
 Prints images per second, the share of the machine's matrix-product peak, what a step is made of, and peak memory. MAE
-and SimMIM stand beside transformers, iBOT and MSN beside the plain implementations of `benchmarks.plain`. The
+and SimMIM stand beside transformers, iBOT, MSN and LocalMIM beside plain implementations written out here. The
 two contestants of a case take their steps in turns and the ratio is the median over neighbours in time, so it hardly
 depends on the machine's mood; images per second do.
 """
