@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from parity.discovery import load_arrays, parity_files
 
 from halfseen.ops.freezing import FreezeSchedule
 from halfseen.ops.schedules import rebased_cosine
+from parity.discovery import load_arrays, parity_files
 
 
 def cases() -> list:
