@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from command_line import TINY, checkpoints, run
@@ -61,7 +62,13 @@ def test_two_processes_equal_one(case: str, make_images: Callable[..., Path], tm
         load_file(checkpoints(tmp_path / "runs" / name)[-1] / "model.safetensors") for name in ("one", "two")
     )
     for name, tensor in alone.items():
-        assert float((tensor - together[name]).abs().max()) < (NOISE if is_noise(name) else 1e-4), name
+        difference = (tensor - together[name]).abs()
+        if name.endswith("attn.qkv.bias"):
+            # Softmax doesn't see the keys' bias, the middle third: its true gradient is zero, too.
+            third = len(difference) // 3
+            assert float(difference[third : 2 * third].max()) < NOISE, name
+            difference = torch.cat([difference[:third], difference[2 * third :]])
+        assert float(difference.max()) < (NOISE if is_noise(name) else 1e-4), name
 
 
 NOISE = 0.05
@@ -71,9 +78,6 @@ NOISE = 0.05
 def is_noise(name: str) -> bool:
     """Parameters whose true gradient is zero: AdamW makes steps of the learning rate out of its rounding errors.
 
-    Softmax doesn't see the keys' bias; a batch norm takes away what is added before it, and its running mean follows.
+    A batch norm takes away what is added before it, and its running mean follows.
     """
-    before_batch_norm = (
-        name.endswith(("trunk.norm.bias", "fc1.bias", "fc2.bias", "running_mean")) and ".mlp." not in name
-    )
-    return before_batch_norm or name.endswith("attn.qkv.bias")
+    return name.endswith(("trunk.norm.bias", "fc1.bias", "fc2.bias", "running_mean")) and ".mlp." not in name
