@@ -1,10 +1,10 @@
 """Tiny networks, crops and masks for the tests of iBOT."""
 
+from configurations import config_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.methods.ibot import IBOT, IBOTConfig
 from methods.steps import MEAN, STD
-from settings import config_of
 
 SIZE, LOCAL_SIZE = 32, 16
 VIT = ModelConfig(name="vit_small", patch_size=8, embed_dim=16, depth=3, num_heads=2, position_rule="scale_offset")

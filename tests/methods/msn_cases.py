@@ -1,10 +1,10 @@
 """Tiny networks and views for the tests of MSN."""
 
+from configurations import config_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.methods.msn import MSN, MSNConfig
 from methods.steps import MEAN, STD
-from settings import config_of
 
 SIZE, FOCAL_SIZE = 32, 16
 VIT = ModelConfig(name="vit_small", patch_size=8, embed_dim=16, depth=2, num_heads=2, position_rule="scale")

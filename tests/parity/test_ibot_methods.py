@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from configurations import config_of
 from halfseen.backbones.base import Features
 from halfseen.backbones.weights import Imported, import_checkpoint
 from halfseen.engine.config import OptimizerConfig
@@ -16,7 +17,6 @@ from halfseen.engine.optim import build_optimizer, clip_each_tensor, parameter_g
 from halfseen.methods.ibot import IBOT, IBOTConfig
 from halfseen.types import Progress
 from parity.discovery import companion, load_arrays, parity_files
-from settings import config_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Arrays = dict[str, np.ndarray]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from configurations import config_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.engine.config import OptimizerConfig
@@ -19,7 +20,6 @@ from halfseen.ops.assignment import prototype_log_probs, sharpen, sinkhorn
 from halfseen.ops.schedules import linear_ramp, msn_learning_rate, msn_weight_decay
 from halfseen.types import Progress
 from parity.discovery import load_arrays, parity_files, state_under
-from settings import config_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALARS = ("loss", "ploss", "me_max", "ent")
