@@ -98,6 +98,14 @@ def test_predicting_the_mean() -> None:
     assert found_over(Health(LONG._replace(mean_loss=1.0)), [loss - 0.2 for loss in slow]) == set()
 
 
+def test_a_branch_of_the_loss_that_ends_takes_its_mean_along() -> None:
+    health = Health(LONG)
+    for number in range(200):
+        scale = 0.5 if number >= 195 else 1.0
+        record = {"step": LONG.last_step // 2 + number, "loss": 0.7 * scale, "lr": 1e-3, "mean_loss": scale}
+        assert "predicts_mean" not in {finding.id for finding in health.check(record)}
+
+
 def looks(health: Health, ranks: list[float], losses: list[float], spread: float = 0.5) -> list[Finding]:
     return [
         finding

@@ -107,6 +107,7 @@ class Health:
     num_losses: int = 0
     first_losses: list[float] = field(default_factory=list)
     last_losses: deque[float] = field(default_factory=lambda: deque(maxlen=FLAT_RECORDS))
+    last_mean_losses: deque[float] = field(default_factory=lambda: deque(maxlen=FLAT_RECORDS))
     moved: bool = False
     ranks: list[float] = field(default_factory=list)
     rank_losses: list[float] = field(default_factory=list)
@@ -137,7 +138,10 @@ class Health:
             self.first_losses.append(loss)
         self.last_losses.append(loss)
         self.num_losses += 1
-        return found + self._flat(step) + self._mean(step, record.get("mean_loss", self.shape.mean_loss))
+        mean_loss = record.get("mean_loss", self.shape.mean_loss)
+        if mean_loss is not None:
+            self.last_mean_losses.append(mean_loss)
+        return found + self._flat(step) + self._mean(step)
 
     def replay(self, records: Iterable[Mapping[str, float | int | None]]) -> None:
         """Take in what earlier sessions of the run have logged: a resumed run judges as an unbroken one."""
@@ -233,11 +237,12 @@ class Health:
             )
         ]
 
-    def _mean(self, step: int, mean_loss: float | int | None) -> list[Finding]:
+    def _mean(self, step: int) -> list[Finding]:
         late_enough = step >= max(FLAT_STEPS, self.shape.warmup_steps + MEAN_OF_RUN * self.shape.last_step)
-        if mean_loss is None or not late_enough or len(self.last_losses) < FLAT_RECORDS:
+        if not late_enough or len(self.last_mean_losses) < FLAT_RECORDS:
             return []
-        loss = fmean(self.last_losses)
+        # Both over the same records: they fall together where a branch of the loss ends.
+        loss, mean_loss = fmean(self.last_losses), fmean(self.last_mean_losses)
         if loss < MEAN_SHARE * mean_loss:
             return []
         return [
