@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from halfseen.errors import ConfigError, DataError, ShapeError
-from halfseen.evaluation.linear import Probe, held_out_rows, labelled_rows, learning_rate, linear_probe
+from halfseen.evaluation.linear import Probe, check_widths, held_out_rows, labelled_rows, learning_rate, linear_probe
 from halfseen.evaluation.linear_config import LINEAR_PROTOCOLS, LinearConfig, linear_protocol_settings
 from halfseen.evaluation.side_by_side import Candidate, LinearHeads, Optimizer, measure, ranks
 
@@ -223,7 +223,7 @@ def test_faults_are_sentences():
     with pytest.raises(ShapeError, match="don't go together"):
         labelled_rows(rows, labels[1:], "training")
     with pytest.raises(ShapeError, match="have 8 numbers each, test features 7"):
-        linear_probe(rows, labels, rows[:, 1:], labels, quick())
+        check_widths(rows, rows[:, 1:])
     with pytest.raises(ConfigError, match="can't be augmented"):
         linear_probe(rows, labels, rows, labels, quick(augmentation="crop"))
     with pytest.raises(ConfigError, match="expected one of linear, ibot-linear"):

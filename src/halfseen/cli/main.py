@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "recipes": Entry("recipes", "List, show and compare the recipes: published and small ones.", is_group=True),
     "data": Entry("data", "Check a data set, sort ImageNet into class folders, draw label splits.", is_group=True),
     "knn": Entry("knn", "Measure an encoder by k-nearest neighbours, with baselines."),
+    "linear": Entry("linear", "Measure an encoder by linear classifiers (iBOT, MSN, MAE, KAMIM), with baselines."),
     "logistic": Entry("logistic", "Measure an encoder by logistic regression on a few labels (MSN), with baselines."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),

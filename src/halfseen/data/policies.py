@@ -26,7 +26,7 @@ def trivial_augment_and_erase(
     """
     seed = int(generator.integers(2**63))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` takes 0.3 ms for the CUDA it doesn't need.
         planes = torch.from_numpy(np.ascontiguousarray(view)).permute(2, 0, 1)
         changed = _random_erasing(_trivial_augment(planes))
     found: np.ndarray = changed.permute(1, 2, 0).numpy()

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,6 +71,9 @@ class Extractor(Protocol):
 
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]: ...
 
+    def on_device(self, views: Real[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """The same, left where it was computed; the views may be blends: any numbers in [0, 255]."""
+
 
 class EncoderFeatures:
     """Features of a frozen encoder.
@@ -117,8 +120,8 @@ class EncoderFeatures:
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
         return self.on_device(views).cpu()
 
-    def on_device(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
-        """The same, left where it was computed."""
+    def on_device(self, views: Real[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """The same, left where it was computed; the views may be blends: any numbers in [0, 255]."""
         return self.of_images((views.to(self.device).float() / 255 - self.mean) / self.std)
 
     @torch.no_grad()
@@ -164,6 +167,10 @@ class RawPixels:
         self.size = size
 
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        return self.on_device(views).cpu()
+
+    def on_device(self, views: Real[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
+        """The same, left where the views are."""
         pixels = views.float() / 255
         if pixels.shape[-1] > self.size:
             pixels = F.interpolate(pixels, size=(self.size, self.size), mode="area")
@@ -197,6 +204,7 @@ def extract_features(
     resize: Literal["crop", "squash"] = "crop",
     crop_ratio: float = 0.875,
     interpolation: Interpolation = "bicubic",
+    antialias: bool = True,
     batch_size: int = 128,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -206,7 +214,7 @@ def extract_features(
     Args:
         indices: rows of the source; None = all of them.
         image_size: side of the view in pixels.
-        resize, crop_ratio, interpolation: how the view is cut, see `data.transforms.deterministic_view`.
+        resize, crop_ratio, interpolation, antialias: how the view is cut, see `data.transforms.deterministic_view`.
         workers: loader processes.
         on_progress: called with (images done, all images).
     Returns:
@@ -227,6 +235,7 @@ def extract_features(
         resize=resize,
         crop_ratio=crop_ratio,
         interpolation=interpolation,
+        antialias=antialias,
         workers=workers,
     )
     for batch in batches:

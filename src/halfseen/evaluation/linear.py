@@ -97,12 +97,8 @@ def linear_probe(
         )
     train_features, train_labels = labelled_rows(train_features, train_labels, "training")
     test_features, test_labels = labelled_rows(test_features, test_labels, "test")
-    if train_features.shape[1] != test_features.shape[1]:
-        raise ShapeError(
-            f"training features have {train_features.shape[1]} numbers each, test features {test_features.shape[1]}. "
-            "Compute both by the same encoder."
-        )
-    check_classes(train_labels, config)
+    check_widths(train_features, test_features)
+    check_labels(train_labels)
     largest = int(torch.maximum(train_labels.max(), test_labels.max()))
     held = held_out_rows(train_labels, config, seed)
     train_features, train_labels = train_features.to(device), train_labels.to(device)
@@ -331,21 +327,37 @@ def labelled_rows(features: Tensor, labels: Tensor, split: str) -> tuple[Tensor,
         )
     kept = labels >= 0
     if not kept.any():
-        raise DataError(
-            f"a linear probe needs labels, but none of the {len(labels)} {split} images has one. Sort them into one "
-            "folder per class."
-        )
+        raise no_labels(len(labels), split)
     features, labels = (features, labels) if kept.all() else (features[kept], labels[kept])
     if not torch.isfinite(features).all():
         raise ShapeError(f"{split} features hold nan or infinity, so this encoder is broken. Measure an earlier one.")
     return features, labels
 
 
-def check_classes(labels: Int[Tensor, " n"], config: LinearConfig) -> None:
-    """Whether there is something to tell apart.
+def no_labels(count: int, split: str) -> DataError:
+    """What to say where none of `count` images has a label."""
+    return DataError(
+        f"a linear probe needs labels, but none of the {count} {split} images has one. Sort them into one folder per "
+        "class."
+    )
+
+
+def check_labels(labels: Int[Tensor, " n"]) -> None:
+    """Whether there is something to tell apart among labelled training rows.
 
     Raises:
         DataError: one class only.
     """
     if int(labels.min()) == int(labels.max()):
         raise DataError("a linear probe needs at least 2 classes among the labelled training images, but there is one.")
+
+
+def check_widths(train: Tensor, test: Tensor) -> None:
+    """Raises:
+    ShapeError: features of different widths.
+    """
+    if train.shape[1] != test.shape[1]:
+        raise ShapeError(
+            f"training features have {train.shape[1]} numbers each, test features {test.shape[1]}. Compute both by the "
+            "same encoder."
+        )

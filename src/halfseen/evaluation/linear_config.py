@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from halfseen.backbones.base import Encoder
 from halfseen.errors import ConfigError
 from halfseen.evaluation.results import FeatureKind
 from halfseen.evaluation.side_by_side import Candidate, HeadKind, OptimizerKind
@@ -15,6 +16,9 @@ from halfseen.evaluation.side_by_side import Candidate, HeadKind, OptimizerKind
 Augmentation = Literal["none", "crop", "tf-crop", "trivial"]
 Schedule = Literal["epoch-cosine", "step-cosine", "warmup-cosine", "kamim"]
 Choice = Literal["held-out", "test", "last"]
+
+BASE_WIDTH = 768
+"""Width of a base ViT."""
 
 IBOT_GRID = tuple(round(digit * 10.0**power, 10) for power in range(-4, 1) for digit in range(1, 10))
 
@@ -205,12 +209,25 @@ LINEAR_PROTOCOLS: dict[str, dict[str, object]] = {
 """By name: what differs from the defaults of `LinearConfig`."""
 
 
-def linear_protocol_settings(name: str) -> dict[str, object]:
-    """The settings that a protocol's name stands for.
+def linear_protocol_settings(name: str, encoder: Encoder | None = None) -> dict[str, object]:
+    """The settings that a protocol's name stands for, with what it prescribes for this kind of encoder.
+
+    iBOT and DINO take four blocks of small ViTs and of Swins, which have no class token, and class token and mean of
+    the last block of base and large ViTs. KAMIM takes a Swin's last block and clips its gradient.
 
     Raises:
-        ConfigError: an unknown one.
+        ConfigError: an unknown name.
     """
     if name not in LINEAR_PROTOCOLS:
         raise ConfigError(f"protocol: got '{name}', expected one of {', '.join(LINEAR_PROTOCOLS)}.")
-    return {"protocol": name, **LINEAR_PROTOCOLS[name]}
+    settings: dict[str, object] = {"protocol": name, **LINEAR_PROTOCOLS[name]}
+    if encoder is None:
+        return settings
+    if name in ("ibot-linear", "dino-linear"):
+        if not encoder.has_class_token:
+            settings["feature"] = "mean"
+        elif encoder.embed_dim >= BASE_WIDTH:
+            settings |= {"feature": "cls+mean", "last_blocks": 1}
+    if name == "kamim-linear" and encoder.stride != encoder.patch_size:
+        settings |= {"layer": None, "clip_norm": 1.0}
+    return settings

@@ -114,6 +114,7 @@ class Result(BaseModel):
 
     Accuracies are percent. `metrics` and each of `baselines` have the same keys: `top1` (and `top5` with more than five
     classes) of the headline setting, `top1_k20` ... for every k at the first temperature, `top1_k20_T0.5` for others.
+    `curves` holds series that a protocol records beside its numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -141,6 +142,7 @@ class Result(BaseModel):
     notes: list[str]
     seconds: float
     halfseen_version: str
+    curves: dict[str, list[float]] = {}
 
     def write(self, folder: Path) -> Path:
         """Write `<folder>/<protocol>.json`, replacing an older one whole."""

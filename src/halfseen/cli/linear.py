@@ -1,0 +1,159 @@
+"""`halfseen linear`: what a frozen encoder is worth to a linear classifier, by the published protocols."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfseen.cli.arguments import sort_words
+from halfseen.cli.inputs import (
+    Run,
+    find_run,
+    forward_settings,
+    open_images,
+    open_test,
+    progress_line,
+    same_network,
+    show_result,
+)
+from halfseen.config.load import Layer
+from halfseen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from halfseen.backbones.base import Encoder
+    from halfseen.evaluation.linear_config import LinearConfig
+
+
+def command(
+    encoder: Annotated[
+        str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting, e.g. lr=[0.1,0.3] or weight_decay=[0,1e-6]."),
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(help="DATA to train the classifiers on; a run's own data if left out.")
+    ] = None,
+    test: Annotated[
+        str | None, typer.Option(help="DATA that is classified: its test split, or all of it; --train if left out.")
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="linear (cached features), ibot-linear, dino-linear, msn-linear, mae-linear, kamim-linear or "
+            "localmim-linear."
+        ),
+    ] = "linear",
+    feature: Annotated[
+        str | None,
+        typer.Option(help="cls, mean, cls+mean, cls-before-norm, mean-before-norm or mean-plain-norm; the protocol's."),
+    ] = None,
+    last_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks whose tokens are concatenated.")] = None,
+    layer: Annotated[int | None, typer.Option(min=1, help="Block that stands for the last one.")] = None,
+    augmentation: Annotated[
+        str | None, typer.Option(help="none (features computed once: fast), crop, tf-crop or trivial.")
+    ] = None,
+    choose: Annotated[
+        str | None, typer.Option(help="Which classifier is reported: held-out, test (too high) or last.")
+    ] = None,
+    lr: Annotated[list[float] | None, typer.Option(help="Learning rate before scaling; may be repeated.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
+    role: Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")
+    ] = None,
+    crop_ratio: Annotated[
+        float | None, typer.Option(help="Side of the centre crop over the resized shorter side, e.g. 0.875 or 1.")
+    ] = None,
+    max_train: Annotated[int | None, typer.Option(min=2, help="Most training images, drawn by seed.")] = None,
+    max_test: Annotated[int | None, typer.Option(min=1, help="Most images that are classified.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Draws weights, order, views, subsets, and a foreign encoder's random baseline.")
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for PROTOCOL.json; RUN/evaluations, or ./evaluations, if left out.")
+    ] = None,
+) -> None:
+    """Measure a frozen encoder by linear classifiers.
+
+    The same network at random initialisation and raw pixels are measured beside it.
+
+    Example: halfseen linear runs/demo --train bundled:fashion --test bundled:fashion
+    """
+    run = find_run(encoder)
+    found = sort_words(words or [])
+    if found.data is not None:
+        raise ConfigError(f"got '{found.data}', expected KEY=VALUE. Name the images by --train and --test.")
+    options = {
+        "feature": feature,
+        "last_blocks": last_blocks,
+        "layer": layer,
+        "augmentation": augmentation,
+        "choose": choose,
+        "lr": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "crop_ratio": crop_ratio,
+        "max_train": max_train,
+        "max_test": max_test,
+    }
+    changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
+    trained_on = train if train is not None else None if run is None else run.config.data.source
+    if trained_on is None:
+        raise ConfigError(
+            "--train: missing. Name the labelled images to train the classifiers on, for instance --train "
+            "bundled:fashion."
+        )
+    queries = test if test is not None else trained_on
+
+    from halfseen.backbones.weights import load_encoder
+    from halfseen.evaluation.linear_config import linear_protocol_settings
+    from halfseen.evaluation.linear_protocol import linear_protocol
+    from halfseen.evaluation.statements import Split
+    from halfseen.reports.runfiles import pretraining_fingerprint
+
+    linear_protocol_settings(protocol)
+    forward = forward_settings(device, precision, run)
+    loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
+    config = _settings(protocol, run, loaded.encoder, changes)
+    train_images = Split(open_images(trained_on, "train", run), "train")
+    test_images = open_test(queries, trained_on, run)
+    with progress_line() as on_progress:
+        result = linear_protocol(
+            loaded.encoder,
+            same_network(loaded, run, seed),
+            train_images,
+            test_images,
+            config,
+            mean=loaded.mean,
+            std=loaded.std,
+            role=loaded.role,
+            origin=loaded.origin,
+            pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
+            seed=seed,
+            device=forward.device,
+            precision=forward.precision,
+            workers=workers,
+            on_progress=on_progress,
+        )
+    show_result(result, run, out)
+
+
+def _settings(protocol: str, run: Run | None, encoder: "Encoder", changes: list[str]) -> "LinearConfig":
+    """The protocol's settings; from a run how its images are cut and, for `linear`, which features it looks at."""
+    from halfseen.config.load import load_config
+    from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
+
+    published = LinearConfig.model_validate(linear_protocol_settings(protocol, encoder)).model_dump(mode="json")
+    kept = ("resize", "crop_ratio", "feature") if protocol == "linear" else ("crop_ratio",)
+    own = {} if run is None else {name: getattr(run.config.evaluate, name) for name in kept}
+    layers = [Layer(f"the protocol {protocol}", published), Layer("the run", own)]
+    return load_config(LinearConfig, layers, changes).config
