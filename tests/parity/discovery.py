@@ -36,7 +36,13 @@ KINDS: dict[str, dict[str, str]] = {
         "vit_step": ".npz",
         "swin_step": ".npz",
     },
-    "knn_linear": {"knn": ".npz", "clustering": ".npz", "features": ".npz", "linear_probe": ".npz"},
+    "knn_linear": {
+        "knn": ".npz",
+        "clustering": ".npz",
+        "features": ".npz",
+        "linear_probe": ".npz",
+        "attention_threshold": ".npz",
+    },
     "ibot": {
         "train_": ".npz",
         "ibot_loss": ".npz",
@@ -89,8 +95,8 @@ COMPANIONS: dict[str, dict[str, str]] = {
 }
 """Files that the test of another kind reads beside its own, e.g. the weights of a training trace."""
 
-NOT_YET: dict[str, dict[str, str]] = {"knn_linear": {"attention_threshold": ".npz"}}
-"""Kinds of parts that the library doesn't have yet (attention maps): no strays, but without a test."""
+NOT_YET: dict[str, dict[str, str]] = {}
+"""Kinds of parts that the library doesn't have yet: no strays, but without a test."""
 
 VECTOR_SUFFIXES = (".npz", ".json", ".safetensors")
 
