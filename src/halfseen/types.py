@@ -52,27 +52,27 @@ class ViewSpec:
         count: how many views of this kind are cut from each image.
         crop_scale: smallest and largest share of the image's area that is cut out, in (0, 1].
         crop_ratio: smallest and largest width/height of the crop.
-        crop: "random" draws until a crop fits, "clamped" draws once and cuts what sticks out of the image off, "whole"
-            takes the whole image, whatever its aspect ratio, and ignores scale and ratio.
         interpolation: resampling filter.
         antialias: filter with the full support when shrinking (what Pillow does); False is plain point sampling.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         colour: changes of colour and sharpness; None makes none.
         change: what else is done to the view, last of all; None does nothing.
+        crop: "random" draws until a crop fits, "clamped" draws once and cuts what sticks out of the image off, "whole"
+            takes the whole image, whatever its aspect ratio, and ignores scale and ratio.
     """
 
     size: int
     count: int = 1
     crop_scale: tuple[float, float] = (0.2, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    crop: Literal["random", "clamped", "whole"] = "random"
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     antialias: bool = True
     hflip: float = 0.5
     vflip: float = 0.0
     colour: Photometric | None = None
     change: ViewChange | None = None
+    crop: Literal["random", "clamped", "whole"] = "random"
 
 
 @dataclass(frozen=True)
