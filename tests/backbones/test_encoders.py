@@ -72,6 +72,30 @@ def test_sizes_of_the_contract(family: str) -> None:
     assert features.layers[1].patches.shape == (2, num_patches(encoder), encoder.mask_dim)
     final = encoder.trunk.norm(features.layers[0].patches)
     torch.testing.assert_close(final, features.patches)
+    assert encoder.final_norm is encoder.trunk.norm
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_layers_alone_are_those_of_the_whole_pass(family: str) -> None:
+    encoder = small(family).eval()
+    images = pictures(encoder)
+    whole = encoder.encode(images, layers=[1, 0]).layers
+    alone = encoder.encode_layers(images, [1, 0])
+    for one, other in zip(whole, alone, strict=True):
+        assert torch.equal(one.patches, other.patches)
+        assert torch.equal(one.prefix, other.prefix)
+    with pytest.raises(ConfigError, match="has blocks 1 to"):
+        encoder.encode_layers(images, [99])
+
+
+def test_a_vit_runs_no_block_after_the_last_that_is_asked_for() -> None:
+    encoder = small("vit").eval()
+    run = []
+    for number, block in enumerate(encoder.blocks, start=1):
+        block.norm1.register_forward_hook(lambda *_, number=number: run.append(number))
+    with torch.no_grad():
+        encoder.encode_layers(pictures(encoder), [1])
+    assert run == [1]
 
 
 @pytest.mark.parametrize("family", [name for name in SMALL if name != "viny"])

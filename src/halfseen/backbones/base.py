@@ -201,3 +201,7 @@ class Encoder(nn.Module, ABC):
         """`forward` with nothing hidden."""
         features: Features = self.forward(images, layers=layers)
         return features
+
+    def encode_layers(self, images: Tensor, layers: Sequence[int]) -> tuple[Tokens, ...]:
+        """Raw outputs of some blocks as in `Features.layers`; a backbone may leave out the blocks after the last."""
+        return self.encode(images, layers).layers

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Encoder, Features, Selected
+from halfseen.backbones.base import AttentionRows, Encoder, Features, Selected, Tokens
 from halfseen.backbones.blocks import (
     attention_matrix,
     check_attention,
@@ -124,6 +124,12 @@ class ViTEncoder(Encoder):
         rows = run_block_selected(last, tokens, self.num_prefix_tokens, selected)
         summary, patches = self.trunk.norm(rows).tensor_split([len(tokens)])
         return Selected(summary, patches)
+
+    def encode_layers(self, images: Tensor, layers: Sequence[int]) -> tuple[Tokens, ...]:
+        check_layers(layers, self.num_layers)
+        tokens, grid = self._embed(images, None, None, None)
+        blocks = self.trunk.blocks[: max(layers, default=0)]
+        return run_transformer(tokens, blocks, nn.Identity(), self.num_prefix_tokens, grid, layers=layers).layers
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images; prefix tokens come first, rows sum to 1."""

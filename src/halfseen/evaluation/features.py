@@ -134,11 +134,11 @@ class EncoderFeatures:
     def _tokens(self, images: Tensor) -> list[Tokens]:
         """What is pooled of each block: normed where the kind of feature says so."""
         if self.feature.endswith("norm"):
-            return list(self.encoder.encode(images, layers=self.blocks).layers)
+            return list(self.encoder.encode_layers(images, self.blocks))
         if self.blocks == (self.encoder.num_layers,):
             final = self.encoder.encode(images)
             return [Tokens(final.prefix, final.patches, final.grid)]
-        return [self._normed(tokens) for tokens in self.encoder.encode(images, layers=self.blocks).layers]
+        return [self._normed(tokens) for tokens in self.encoder.encode_layers(images, self.blocks)]
 
     def _normed(self, tokens: Tokens) -> Tokens:
         if tokens.patches.shape[-1] != self.encoder.embed_dim:
