@@ -162,7 +162,7 @@ def test_a_resumed_run_does_not_change_its_science(stored_run: Path, tmp_path: P
             ["--recipe", "simmim_small", "method.mask_ratio=60", "method.decoder_depth=3"],
             [
                 "method.mask_ratio: got 60, expected a float in (0, 1). Write 0.6 for 60 %.",
-                "method.decoder_depth: a key of mae, not of 'simmim'. Leave it out, or choose another name.",
+                "method.decoder_depth: a key of localmim, mae, not of 'simmim'. Leave it out, or choose another name.",
             ],
         ),
         (
