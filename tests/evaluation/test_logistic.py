@@ -49,7 +49,7 @@ def sklearn_weight(features: torch.Tensor, labels: torch.Tensor, lambd: float) -
         (700, 40, 30, 1.5),  # ill-conditioned
         (20, 64, 10, 0.5),  # fewer samples than coordinates
         (12, 12, 12, 0.0),  # one sample of each class
-        (1100, 16, 3, 0.0),  # several blocks of samples, the last one short
+        (5000, 16, 3, 0.0),  # several blocks of samples, the last one short
     ],
 )
 def test_equals_the_optimum_of_scikit_learn(n, width, num_classes, decay, dtype):
