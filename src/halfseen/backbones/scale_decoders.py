@@ -155,7 +155,8 @@ class ScaleDecoder(nn.Module):
             decoded = _in_raster_order(decoded, visible_ids, hidden_ids)
         else:
             decoded = run_block_for(last, embedded, slice(-hidden_ids.shape[1], None))
-        return self.pred(self.norm(decoded))  # type: ignore[no-any-return]
+        cells: Tensor = self.pred(self.norm(decoded))
+        return cells
 
     def cells(self, hidden_ids: Int64[Tensor, "b m"]) -> Int64[Tensor, "b c"]:
         """Row-major numbers, on the grid of cells, of what `forward` predicts: the hidden ones, or all at scale 0.5."""
@@ -183,9 +184,9 @@ class ScaleDecoder(nn.Module):
         for block in self.blocks:
             embedded = run_block(block, embedded)
         decoded = _in_raster_order(embedded[:, self.num_prefix_tokens :], visible_ids, hidden_ids)
-        predicted = self.pred(self.norm(decoded))
+        predicted: Tensor = self.pred(self.norm(decoded))
         if isinstance(self.pred, PoolHead):
-            return predicted  # type: ignore[no-any-return]
+            return predicted
         order = self.cells(torch.arange(self.side**2, device=tokens.device)[None]).argsort(dim=1)
         return gather_tokens(predicted, order.expand(len(tokens), -1))
 

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, Field
 from torch import Tensor, nn
 
 from halfseen.backbones.base import Encoder
-from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
 
 
 def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
@@ -20,11 +20,31 @@ def _ascending(ends: tuple[float, float]) -> tuple[float, float]:
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 
-CropScale = Annotated[tuple[_Share, _Share], AfterValidator(_ascending)]
-"""Smallest and largest share of an image's area in a crop."""
+CropScale = Annotated[
+    tuple[_Share, _Share],
+    AfterValidator(_ascending),
+    Field(description="smallest and largest share of the image's area in a crop, each in (0, 1]"),
+]
+CropRatio = Annotated[
+    tuple[_Positive, _Positive],
+    AfterValidator(_ascending),
+    Field(description="smallest and largest width / height of a crop"),
+]
+HFlip = Annotated[float, Field(ge=0, le=1, description="probability of a horizontal flip")]
+VFlip = Annotated[float, Field(ge=0, le=1, description="probability of a vertical flip")]
+Interpolation = Annotated[Literal["bilinear", "bicubic"], Field(description="resampling filter of the crop")]
+Antialias = Annotated[
+    bool, Field(description="filter with full support when a crop is shrunk, as Pillow does (true/false)")
+]
 
-CropRatio = Annotated[tuple[_Positive, _Positive], AfterValidator(_ascending)]
-"""Smallest and largest width / height of a crop."""
+
+CROP_KEYS = ("crop_scale", "crop_ratio", "interpolation", "antialias", "hflip", "vflip")
+"""Settings of the methods that look at one crop of each image."""
+
+
+def one_crop(config: BaseModel, image_size: int) -> ViewSpec:
+    """One random crop of each image, flipped, of `image_size` pixels a side, as the `CROP_KEYS` of a method say."""
+    return ViewSpec(size=image_size, **config.model_dump(include=set(CROP_KEYS)))
 
 
 class Method(nn.Module, ABC):

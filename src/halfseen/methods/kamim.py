@@ -27,14 +27,23 @@ from halfseen.backbones.initialise import init_kamim
 from halfseen.errors import ConfigError
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import CellGrid
-from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.base import (
+    Antialias,
+    CropRatio,
+    CropScale,
+    HFlip,
+    Interpolation,
+    Method,
+    VFlip,
+    one_crop,
+)
 from halfseen.ops.losses import join_weights, masked_l1
 from halfseen.ops.patches import gather_tokens, pixel_mask
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import step_noise, torch_generator
 from halfseen.targets.keypoints import ChannelOrder, Detector, Footprint, KeypointWeight
 from halfseen.targets.pixels import pixel_target
-from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
 
 _KEYPOINT_KEYS = ("weight_patch_size", "temperature", "footprint", "channel_order", "normalize_weights")
 
@@ -76,14 +85,12 @@ class KAMIMConfig(BaseModel):
     decay: Literal["all", "matrices"] = Field(
         "all", description="what weight decay acts on: every parameter (original), or only those with two axes or more"
     )
-    crop_scale: CropScale = Field(
-        (0.67, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
-    )
-    crop_ratio: CropRatio = Field((3 / 4, 4 / 3), description="smallest and largest width / height of a crop")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    vflip: float = Field(0.5, ge=0, le=1, description="probability of a vertical flip")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="resampling filter of the crop")
-    antialias: bool = Field(
+    crop_scale: CropScale = (0.67, 1.0)
+    crop_ratio: CropRatio = (3 / 4, 4 / 3)
+    hflip: HFlip = 0.5
+    vflip: VFlip = 0.5
+    interpolation: Interpolation = "bilinear"
+    antialias: Antialias = Field(
         False, description="filter with full support when a crop is shrunk, as Pillow does; the original does not"
     )
 
@@ -136,15 +143,7 @@ class KAMIM(Method):
                 f"token of this model stands for. Choose {max(1, image_size // encoder.stride) * encoder.stride}."
             )
         self.cells = self._cell_grid(config.mask_ratio, encoder.patch_size)
-        self.view = ViewSpec(
-            size=image_size,
-            crop_scale=config.crop_scale,
-            crop_ratio=config.crop_ratio,
-            interpolation=config.interpolation,
-            antialias=config.antialias,
-            hflip=config.hflip,
-            vflip=config.vflip,
-        )
+        self.view = one_crop(config, image_size)
         self.loss_weight = config.loss_weight
         self.extras = self.loss_weight.extras(image_size, "method") if self.loss_weight else None
 

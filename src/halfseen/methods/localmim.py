@@ -17,7 +17,7 @@ last tap's norm is the encoder's own final norm, so an exported encoder gives th
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,14 +39,23 @@ from halfseen.masking.random import (
     mask_by_rank,
     random_visible_ids,
 )
-from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.base import (
+    Antialias,
+    CropRatio,
+    CropScale,
+    HFlip,
+    Interpolation,
+    Method,
+    VFlip,
+    one_crop,
+)
 from halfseen.ops.losses import cell_mse
 from halfseen.ops.patches import patch_grid, patchify, pixel_mask, unpatchify
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import step_noise, torch_generator
 from halfseen.targets.hog import HOGConfig, HOGTarget
 from halfseen.targets.pixels import PixelConfig, pixel_target, restore_patches, standardise_patches
-from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
 
 Target = Annotated[HOGConfig | PixelConfig, Field(discriminator="kind")]
 
@@ -102,14 +111,12 @@ class LocalMIMConfig(BaseModel):
     exact_ratio: bool = Field(
         False, description="Swin: hide int(r N) patches; false hides one more, as the official code does"
     )
-    crop_scale: CropScale = Field(
-        (0.2, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
-    )
-    crop_ratio: CropRatio = Field((3 / 4, 4 / 3), description="smallest and largest width / height of a crop")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="resampling filter of the crop")
-    antialias: bool = Field(True, description="filter with full support when a crop is shrunk, as Pillow does")
+    crop_scale: CropScale = (0.2, 1.0)
+    crop_ratio: CropRatio = (3 / 4, 4 / 3)
+    hflip: HFlip = 0.5
+    vflip: VFlip = 0.0
+    interpolation: Interpolation = "bicubic"
+    antialias: Antialias = True
 
     @model_validator(mode="after")
     def _check(self) -> "LocalMIMConfig":
@@ -216,15 +223,7 @@ class LocalMIM(Method):
         self.taps = tuple(place.block for place in places)
         self.cell_sizes = tuple(image_size // place.cells for place in places)
         self.gone = 0
-        self.view = ViewSpec(
-            size=image_size,
-            crop_scale=config.crop_scale,
-            crop_ratio=config.crop_ratio,
-            interpolation=config.interpolation,
-            antialias=config.antialias,
-            hflip=config.hflip,
-            vflip=config.vflip,
-        )
+        self.view = one_crop(config, image_size)
         self.encoder = encoder
         # The last tap's norm is the encoder's own.
         self.norm = nn.ModuleList(nn.LayerNorm(place.width, eps=final_norm.eps) for place in places[:-1])
@@ -340,7 +339,7 @@ class LocalMIM(Method):
         )
 
     def _branch(self, number: int) -> ScaleDecoder:
-        return self.decoder[number]  # type: ignore[return-value]
+        return cast(ScaleDecoder, self.decoder[number])
 
     def _build_decoder(self, place: Tap, cell_size: int) -> ScaleDecoder:
         config, width = self.config, place.decoder_dim

@@ -29,7 +29,16 @@ from halfseen.backbones.initialise import init_mae
 from halfseen.errors import ConfigError
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import RandomSplit, count_visible, random_visible_ids
-from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.base import (
+    Antialias,
+    CropRatio,
+    CropScale,
+    HFlip,
+    Interpolation,
+    Method,
+    VFlip,
+    one_crop,
+)
 from halfseen.methods.guide import AttentionGuide, Guide
 from halfseen.ops.losses import masked_mse
 from halfseen.ops.patches import gather_tokens, patch_grid, patchify, pixel_mask
@@ -38,7 +47,7 @@ from halfseen.ops.randomness import step_noise, torch_generator
 from halfseen.targets.hog import PatchHOG, PatchHOGConfig, PatchTarget
 from halfseen.targets.keypoints import KeypointWeight, LossWeight, UniformWeight
 from halfseen.targets.pixels import PixelConfig, pixel_target, restore_patches, standardise_patches
-from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
 
 
 class MAEConfig(BaseModel):
@@ -71,14 +80,12 @@ class MAEConfig(BaseModel):
         description="hide what an encoder attends to instead of random places, the same number of them (AttMask); "
         "null = random",
     )
-    crop_scale: CropScale = Field(
-        (0.2, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
-    )
-    crop_ratio: CropRatio = Field((3 / 4, 4 / 3), description="smallest and largest width / height of a crop")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bicubic", description="resampling filter of the crop")
-    antialias: bool = Field(True, description="filter with full support when a crop is shrunk, as Pillow does")
+    crop_scale: CropScale = (0.2, 1.0)
+    crop_ratio: CropRatio = (3 / 4, 4 / 3)
+    hflip: HFlip = 0.5
+    vflip: VFlip = 0.0
+    interpolation: Interpolation = "bicubic"
+    antialias: Antialias = True
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "MAEConfig":
@@ -119,15 +126,7 @@ class MAE(Method):
                 f"method.decoder_num_heads: {config.decoder_num_heads} heads don't divide the decoder's width of "
                 f"{config.decoder_embed_dim} (method.decoder_embed_dim). Choose a divisor."
             )
-        self.view = ViewSpec(
-            size=image_size,
-            crop_scale=config.crop_scale,
-            crop_ratio=config.crop_ratio,
-            interpolation=config.interpolation,
-            antialias=config.antialias,
-            hflip=config.hflip,
-            vflip=config.vflip,
-        )
+        self.view = one_crop(config, image_size)
         weight = config.loss_weight
         self.extras = weight.extras(image_size, "method.loss_weight") if isinstance(weight, KeypointWeight) else None
 

@@ -32,7 +32,16 @@ from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.random import CellGrid
-from halfseen.methods.base import CropRatio, CropScale, Method
+from halfseen.methods.base import (
+    Antialias,
+    CropRatio,
+    CropScale,
+    HFlip,
+    Interpolation,
+    Method,
+    VFlip,
+    one_crop,
+)
 from halfseen.methods.guide import AttentionGuide, Guide
 from halfseen.ops.losses import join_weights, masked_l1
 from halfseen.ops.patches import PixelOrder, gather_tokens, pixel_mask
@@ -41,7 +50,7 @@ from halfseen.ops.randomness import step_noise, torch_generator
 from halfseen.targets.hog import PatchHOG, PatchHOGConfig, PatchTarget
 from halfseen.targets.keypoints import KeypointWeight, LossWeight, UniformWeight
 from halfseen.targets.pixels import PixelConfig, pixel_target
-from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan, ViewSpec
+from halfseen.types import Batch, GroupKey, Progress, Reconstruction, StepOutput, ViewPlan
 
 
 class SimMIMConfig(BaseModel):
@@ -85,14 +94,12 @@ class SimMIMConfig(BaseModel):
         description="hide what an encoder attends to instead of random places, the same number of them (AttMask); "
         "null = random",
     )
-    crop_scale: CropScale = Field(
-        (0.67, 1.0), description="smallest and largest share of the image's area in a crop, each in (0, 1]"
-    )
-    crop_ratio: CropRatio = Field((3 / 4, 4 / 3), description="smallest and largest width / height of a crop")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip (KAMIM's SimMIM: 0.5)")
-    interpolation: Literal["bilinear", "bicubic"] = Field("bilinear", description="resampling filter of the crop")
-    antialias: bool = Field(
+    crop_scale: CropScale = (0.67, 1.0)
+    crop_ratio: CropRatio = (3 / 4, 4 / 3)
+    hflip: HFlip = 0.5
+    vflip: VFlip = Field(0.0, description="probability of a vertical flip (KAMIM's SimMIM: 0.5)")
+    interpolation: Interpolation = "bilinear"
+    antialias: Antialias = Field(
         True, description="filter with full support when a crop is shrunk, as Pillow does (KAMIM's SimMIM: no)"
     )
 
@@ -138,15 +145,7 @@ class SimMIM(Method):
                 f"token of this model stands for. Choose {max(1, image_size // encoder.stride) * encoder.stride}."
             )
         self.cells = self._cell_grid(config.mask_ratio, encoder.patch_size)
-        self.view = ViewSpec(
-            size=image_size,
-            crop_scale=config.crop_scale,
-            crop_ratio=config.crop_ratio,
-            interpolation=config.interpolation,
-            antialias=config.antialias,
-            hflip=config.hflip,
-            vflip=config.vflip,
-        )
+        self.view = one_crop(config, image_size)
         weight = config.loss_weight
         self.extras = weight.extras(image_size, "method.loss_weight") if isinstance(weight, KeypointWeight) else None
 
