@@ -1,5 +1,6 @@
 """The same training step without this library: in transformers, or written plainly where no package has the method."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -57,8 +58,8 @@ def import_peer(case: Case) -> None:
     """Load all modules that the peer of a case needs, so that they count as imports, not as its memory."""
     assert case.peer is not None
     if case.peer.package == "plain":
-        import benchmarks.plain
-        import benchmarks.plain_localmim  # noqa: F401
+        for module in ("benchmarks.plain", "benchmarks.plain_localmim"):
+            importlib.import_module(module)
     else:
         import transformers
 

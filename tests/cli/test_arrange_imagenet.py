@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -390,8 +390,10 @@ def write_struct_without_wnid(path: Path) -> None:
         (lambda path: write_meta(path, [1, 2], WNIDS[:2]), "line 1 has the class number 3.*2 such lines"),
     ],
 )
-def test_other_meta_files(kit: Kit, write: object, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    write(kit.meta)  # type: ignore[operator]
+def test_other_meta_files(
+    kit: Kit, write: Callable[[Path], object], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(kit.meta)
     refused(kit.arrange("--mode", "move"), sentence, capsys)
     assert contents(kit.src) == FLAT
 

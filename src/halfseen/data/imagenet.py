@@ -294,7 +294,8 @@ def _wnids(labels: Sequence[int], synsets: Synsets) -> list[str]:
     if unknown:
         more = f" ({len(unknown):,} such lines)" if len(unknown) > 1 else ""
         raise DataError(
-            f"--labels: line {unknown[0]} has the class number {labels[unknown[0] - 1]}, which meta.mat doesn't know"
+            f"--labels or --devkit: line {unknown[0]} has the class number {labels[unknown[0] - 1]}, which meta.mat "
+            "doesn't know"
             f"{more}. Give the labels and the meta.mat of one development kit."
         )
     return [synsets[label].wnid for label in labels]
@@ -327,7 +328,7 @@ def _find_placed(dst: Path, wnids: Sequence[str]) -> set[int]:
     if wrong:
         raise DataError(
             f"--dst: {len(wrong)} images below '{dst}' lie in the folder of another class than the labels say: "
-            f"{_few(wrong)}. Check --labels and --meta, or move these images away."
+            f"{_few(wrong)}. Check --labels and --meta, or --devkit, or move these images away."
         )
     return placed
 
@@ -344,7 +345,7 @@ def _check_counts(option: str, origin: Path, present: Iterable[int], placed: set
         )
     if beyond:
         raise DataError(
-            f"--labels: there are {count:,} labels but {len(there):,} images; without a label: "
+            f"--labels or --devkit: there are {count:,} labels but {len(there):,} images; without a label: "
             f"{_few([validation_name(number) for number in beyond])}. Give the whole list, or move these images away."
         )
 
