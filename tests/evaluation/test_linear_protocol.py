@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.subjects import subject_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
@@ -39,9 +40,8 @@ def settings(protocol="linear", encoder=None, **changes) -> LinearConfig:
 
 
 def measure(train, test, config=None, encoder=None, random_encoder=built, **changes):
-    arguments = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "origin": "here"} | changes
-    encoder = encoder or built()
-    return linear_protocol(encoder, random_encoder, train, test, config or settings(), **arguments)
+    subject, changes = subject_of(encoder or built(), random_encoder, **changes)
+    return linear_protocol(subject, train, test, config or settings(), **changes)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.subjects import subject_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.label_splits import LabelSplit, draw_label_splits
@@ -28,9 +29,9 @@ def settings(**changes) -> LogisticConfig:
 
 
 def measure(train, test, splits, config=None, encoder=None, random_encoder=lambda: build_encoder(MODEL, 32), **changes):
-    arguments = {**NORM, "origin": "here"} | changes
     encoder = build_encoder(MODEL, 32) if encoder is None else encoder
-    return logistic_protocol(encoder, random_encoder, train, test, splits, config or settings(), **arguments)
+    subject, changes = subject_of(encoder, random_encoder, **changes)
+    return logistic_protocol(subject, train, test, splits, config or settings(), **changes)
 
 
 def drawn(train: Split, draws: int = 3, **sizes) -> list[LabelSplit]:

@@ -9,6 +9,7 @@ from halfseen.evaluation.online import OnlineSplits, online_knn
 from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.evaluation.statements import Split
+from halfseen.evaluation.subject import Subject
 
 MEAN = STD = (0.5, 0.5, 0.5)
 CONFIG = EvaluateConfig(online_max_train=300, online_max_test=100, crop_ratio=1.0, k=(5, 20))
@@ -34,8 +35,8 @@ def test_it_gives_what_the_protocol_gives_and_leaves_modes_and_random_numbers_al
 
     everything = CONFIG.model_copy(update={"online_max_train": 10_000, "online_max_test": 2_000})
     whole = online_knn({"student": student}, OnlineSplits(train, test), everything, **arguments)()
-    result = knn_protocol(student, None, Split(train, "train"), Split(test, "test"), CONFIG, mean=MEAN, std=STD,
-                          others={"teacher": teacher}, origin="here")  # fmt: skip
+    subject = Subject(student, None, MEAN, STD, "here", others={"teacher": teacher})
+    result = knn_protocol(subject, Split(train, "train"), Split(test, "test"), CONFIG)
     assert whole == {"knn_student": result.metrics["top1_k20"]}
     assert list(result.baselines) == ["teacher", "raw_pixels"]
 

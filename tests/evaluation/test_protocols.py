@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.subjects import subject_of
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
@@ -26,8 +27,8 @@ def settings(**changes) -> EvaluateConfig:
 
 
 def measure(train, test, config=None, random_encoder=lambda: build_encoder(MODEL, 32), **changes):
-    arguments = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "origin": "here"} | changes
-    return knn_protocol(build_encoder(MODEL, 32), random_encoder, train, test, config or settings(), **arguments)
+    subject, changes = subject_of(build_encoder(MODEL, 32), random_encoder, **changes)
+    return knn_protocol(subject, train, test, config or settings(), **changes)
 
 
 @pytest.fixture
@@ -155,8 +156,7 @@ def test_who_wins_is_said_with_its_doubt(voters, queries):
         encoder.load_state_dict(same)
         return encoder
 
-    encoder = twin()
-    result = knn_protocol(encoder, twin, voters, queries, settings(), mean=(0.5,) * 3, std=(0.25,) * 3, origin="here")
+    result = knn_protocol(subject_of(twin(), twin)[0], voters, queries, settings())
     assert result.metrics["top1"] == result.baselines["random_init"]["top1"]
     assert "The encoder is as good as the same network at random initialisation." in result.notes
 

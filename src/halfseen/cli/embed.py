@@ -6,6 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from halfseen.cli.inputs import find_run, forward_settings, need_suffix, open_images, progress_line, whole_or_split
+from halfseen.cli.measuring import (
+    Device,
+    EncoderWord,
+    ImageSize,
+    Precision,
+    Pretrained,
+    Role,
+    Workers,
+)
 from halfseen.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -14,27 +23,21 @@ if TYPE_CHECKING:
 
 
 def command(
-    encoder: Annotated[
-        str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
-    ],
+    encoder: EncoderWord,
     data: Annotated[str, typer.Argument(help="DATA: a folder, a manifest, bundled:fashion, torchvision:NAME.")],
     out: Annotated[Path, typer.Option(help="The file to write: .npz or .parquet.")],
     split: Annotated[str, typer.Option(help="train (all, where the data has no parts) or test.")] = "train",
     feature: Annotated[str | None, typer.Option(help="cls, mean, cls+mean or mean-before-norm; default mean.")] = None,
-    role: Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")
-    ] = None,
+    role: Role = None,
+    image_size: ImageSize = None,
     crop_ratio: Annotated[
         float | None, typer.Option(min=0.01, max=1.0, help="Centre crop over the resized shorter side.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 128,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")] = False,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    pretrained: Pretrained = False,
 ) -> None:
     """Write the features of all images of DATA, with their paths and labels.
 

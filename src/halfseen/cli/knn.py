@@ -13,26 +13,35 @@ from halfseen.cli.inputs import (
     open_images,
     open_test,
     progress_line,
-    same_network,
     show_result,
 )
+from halfseen.cli.measuring import (
+    CropRatio,
+    Device,
+    EncoderWord,
+    ForwardBatch,
+    ImageSize,
+    MaxTest,
+    Precision,
+    Pretrained,
+    Role,
+    TestData,
+    Workers,
+    labelled_data,
+    subject_of,
+)
 from halfseen.config.load import Layer
-from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
     from halfseen.evaluation.results import EvaluateConfig
 
 
 def command(
-    encoder: Annotated[
-        str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
-    ],
+    encoder: EncoderWord,
     train: Annotated[
         str | None, typer.Option(help="DATA whose labelled images vote; a run's own data if left out.")
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(help="DATA that is classified: its test split, or all of it; --train if left out.")
-    ] = None,
+    test: TestData = None,
     k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Voting neighbours; may be repeated.")] = None,
     temperature: Annotated[
         list[float] | None, typer.Option(help="T of the votes exp(cosine/T); may be repeated. Default 0.07.")
@@ -40,25 +49,19 @@ def command(
     feature: Annotated[
         str | None, typer.Option(help="cls, mean, cls+mean or mean-before-norm; the run's choice, else mean.")
     ] = None,
-    role: Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")
-    ] = None,
-    crop_ratio: Annotated[
-        float | None, typer.Option(help="Side of the centre crop over the resized shorter side, e.g. 0.875 or 1.")
-    ] = None,
+    role: Role = None,
+    image_size: ImageSize = None,
+    crop_ratio: CropRatio = None,
     max_train: Annotated[int | None, typer.Option(min=2, help="Most images that vote, drawn by seed.")] = None,
-    max_test: Annotated[int | None, typer.Option(min=1, help="Most images that are classified.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")] = None,
+    max_test: MaxTest = None,
+    batch_size: ForwardBatch = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Draws the subsets and the random baseline of a foreign encoder.")
     ] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")] = False,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    pretrained: Pretrained = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for knn.json; RUN/evaluations, or ./evaluations, if left out.")
     ] = None,
@@ -81,35 +84,23 @@ def command(
     }
     config = _settings(run, options)
     forward = forward_settings(device, precision, run)
-    voters = train if train is not None else None if run is None else run.config.data.source
-    if voters is None:
-        raise ConfigError("--train: missing. Name the labelled images that vote, for instance --train bundled:fashion.")
+    voters = labelled_data(train, run, "the labelled images that vote")
     queries = test if test is not None else voters
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.protocols import knn_protocol
     from halfseen.evaluation.statements import Split
-    from halfseen.reports.runfiles import pretraining_fingerprint
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
     train_images = Split(open_images(voters, "train", run), "train")
     test_images = open_test(queries, voters, run)
     with progress_line() as on_progress:
         result = knn_protocol(
-            loaded.encoder,
-            same_network(loaded, run, seed),
+            subject_of(loaded, forward, run, seed, workers),
             train_images,
             test_images,
             config,
-            mean=loaded.mean,
-            std=loaded.std,
-            role=loaded.role,
-            origin=loaded.origin,
-            pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
             seed=seed,
-            device=forward.device,
-            precision=forward.precision,
-            workers=workers,
             strict_k=k is not None,
             on_progress=on_progress,
         )

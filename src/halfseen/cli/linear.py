@@ -13,8 +13,22 @@ from halfseen.cli.inputs import (
     open_images,
     open_test,
     progress_line,
-    same_network,
     show_result,
+)
+from halfseen.cli.measuring import (
+    CropRatio,
+    Device,
+    EncoderWord,
+    ImageSize,
+    LastBlocks,
+    MaxTest,
+    Precision,
+    Pretrained,
+    Role,
+    TestData,
+    Workers,
+    labelled_data,
+    subject_of,
 )
 from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
@@ -25,9 +39,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    encoder: Annotated[
-        str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
-    ],
+    encoder: EncoderWord,
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Any other setting, e.g. lr=[0.1,0.3] or weight_decay=[0,1e-6]."),
@@ -35,9 +47,7 @@ def command(
     train: Annotated[
         str | None, typer.Option(help="DATA to train the classifiers on; a run's own data if left out.")
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(help="DATA that is classified: its test split, or all of it; --train if left out.")
-    ] = None,
+    test: TestData = None,
     protocol: Annotated[
         str,
         typer.Option(
@@ -49,7 +59,7 @@ def command(
         str | None,
         typer.Option(help="cls, mean, cls+mean, cls-before-norm, mean-before-norm or mean-plain-norm; the protocol's."),
     ] = None,
-    last_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks whose tokens are concatenated.")] = None,
+    last_blocks: LastBlocks = None,
     layer: Annotated[int | None, typer.Option(min=1, help="Block that stands for the last one.")] = None,
     augmentation: Annotated[
         str | None, typer.Option(help="none (features computed once: fast), crop, tf-crop or trivial.")
@@ -60,24 +70,18 @@ def command(
     lr: Annotated[list[float] | None, typer.Option(help="Learning rate before scaling; may be repeated.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per step.")] = None,
-    role: Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")
-    ] = None,
-    crop_ratio: Annotated[
-        float | None, typer.Option(help="Side of the centre crop over the resized shorter side, e.g. 0.875 or 1.")
-    ] = None,
+    role: Role = None,
+    image_size: ImageSize = None,
+    crop_ratio: CropRatio = None,
     max_train: Annotated[int | None, typer.Option(min=2, help="Most training images, drawn by seed.")] = None,
-    max_test: Annotated[int | None, typer.Option(min=1, help="Most images that are classified.")] = None,
+    max_test: MaxTest = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Draws weights, order, views, subsets, and a foreign encoder's random baseline.")
     ] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")] = False,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    pretrained: Pretrained = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for PROTOCOL.json; RUN/evaluations, or ./evaluations, if left out.")
     ] = None,
@@ -106,19 +110,13 @@ def command(
         "max_test": max_test,
     }
     changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
-    trained_on = train if train is not None else None if run is None else run.config.data.source
-    if trained_on is None:
-        raise ConfigError(
-            "--train: missing. Name the labelled images to train the classifiers on, for instance --train "
-            "bundled:fashion."
-        )
+    trained_on = labelled_data(train, run, "the labelled images to train the classifiers on")
     queries = test if test is not None else trained_on
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.linear_config import linear_protocol_settings
     from halfseen.evaluation.linear_protocol import linear_protocol
     from halfseen.evaluation.statements import Split
-    from halfseen.reports.runfiles import pretraining_fingerprint
 
     linear_protocol_settings(protocol)
     forward = forward_settings(device, precision, run)
@@ -128,20 +126,11 @@ def command(
     test_images = open_test(queries, trained_on, run)
     with progress_line() as on_progress:
         result = linear_protocol(
-            loaded.encoder,
-            same_network(loaded, run, seed),
+            subject_of(loaded, forward, run, seed, workers),
             train_images,
             test_images,
             config,
-            mean=loaded.mean,
-            std=loaded.std,
-            role=loaded.role,
-            origin=loaded.origin,
-            pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
             seed=seed,
-            device=forward.device,
-            precision=forward.precision,
-            workers=workers,
             on_progress=on_progress,
         )
     show_result(result, run, out)

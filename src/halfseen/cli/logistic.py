@@ -13,8 +13,23 @@ from halfseen.cli.inputs import (
     open_images,
     open_test,
     progress_line,
-    same_network,
     show_result,
+)
+from halfseen.cli.measuring import (
+    CropRatio,
+    Device,
+    EncoderWord,
+    ForwardBatch,
+    ImageSize,
+    LastBlocks,
+    MaxTest,
+    Precision,
+    Pretrained,
+    Role,
+    TestData,
+    Workers,
+    labelled_data,
+    subject_of,
 )
 from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
@@ -28,15 +43,11 @@ PER_CLASS = (1, 2, 5)
 
 
 def command(
-    encoder: Annotated[
-        str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
-    ],
+    encoder: EncoderWord,
     train: Annotated[
         str | None, typer.Option(help="DATA of which a few images have a label; a run's own data if left out.")
     ] = None,
-    test: Annotated[
-        str | None, typer.Option(help="DATA that is classified: its test split, or all of it; --train if left out.")
-    ] = None,
+    test: TestData = None,
     split: Annotated[
         list[Path] | None,
         typer.Option(
@@ -62,28 +73,22 @@ def command(
         str | None,
         typer.Option(help="cls-before-norm (default), mean-before-norm, cls, mean, cls+mean or mean-plain-norm."),
     ] = None,
-    last_blocks: Annotated[int | None, typer.Option(min=1, help="Blocks whose tokens are concatenated.")] = None,
+    last_blocks: LastBlocks = None,
     normalize: Annotated[
         bool, typer.Option("--normalize/--no-normalize", help="Centre each feature vector, scale it to length 1.")
     ] = True,
-    role: Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")] = None,
-    image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")
-    ] = None,
-    crop_ratio: Annotated[
-        float | None, typer.Option(help="Side of the centre crop over the resized shorter side, e.g. 0.875 or 1.")
-    ] = None,
-    max_test: Annotated[int | None, typer.Option(min=1, help="Most images that are classified.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per forward pass.")] = None,
+    role: Role = None,
+    image_size: ImageSize = None,
+    crop_ratio: CropRatio = None,
+    max_test: MaxTest = None,
+    batch_size: ForwardBatch = None,
     seed: Annotated[
         int, typer.Option(min=0, help="Draws the labels, the test subset and the random baseline of a foreign encoder.")
     ] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Loader processes.")] = 0,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")] = False,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Workers = 0,
+    pretrained: Pretrained = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for msn-logistic.json; RUN/evaluations, or ./evaluations, if left out.")
     ] = None,
@@ -97,17 +102,12 @@ def command(
     run = find_run(encoder)
     if split and (per_class or fraction or draws is not None):
         raise ConfigError("--split: it says which images have a label; leave --per-class, --fraction and --draws out.")
-    labelled = train if train is not None else None if run is None else run.config.data.source
-    if labelled is None:
-        raise ConfigError(
-            "--train: missing. Name the images of which a few have a label, for instance --train bundled:fashion."
-        )
+    labelled = labelled_data(train, run, "the images of which a few have a label")
     queries = test if test is not None else labelled
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.low_shot import logistic_protocol
     from halfseen.evaluation.statements import Split
-    from halfseen.reports.runfiles import pretraining_fingerprint
 
     forward = forward_settings(device, precision, run)
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
@@ -133,21 +133,12 @@ def command(
     test_images = open_test(queries, labelled, run)
     with progress_line() as on_progress:
         result = logistic_protocol(
-            loaded.encoder,
-            same_network(loaded, run, seed),
+            subject_of(loaded, forward, run, seed, workers),
             Split(source, "train"),
             test_images,
             splits,
             config,
-            mean=loaded.mean,
-            std=loaded.std,
-            role=loaded.role,
-            origin=loaded.origin,
-            pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
             seed=seed,
-            device=forward.device,
-            precision=forward.precision,
-            workers=workers,
             on_progress=on_progress,
         )
     show_result(result, run, out)

@@ -177,24 +177,6 @@ class RawPixels:
         return pixels.flatten(1)
 
 
-def contestants(
-    encoder: Encoder,
-    others: Mapping[str, Encoder],
-    random_encoder: Callable[[], Encoder] | None,
-    features_of: Callable[[Encoder], Extractor],
-) -> dict[str, Extractor]:
-    """Whose features a result compares: "encoder", the run's others by role, "random_init" and "raw_pixels".
-
-    Args:
-        random_encoder: builds the same network with fresh weights; None leaves "random_init" out.
-        features_of: the extractor of an encoder, the same choice of features for all.
-    """
-    found = {"encoder": features_of(encoder)} | {role: features_of(other) for role, other in others.items()}
-    if random_encoder is not None:
-        found["random_init"] = features_of(random_encoder())
-    return {**found, "raw_pixels": RawPixels()}
-
-
 def extract_features(
     extractors: Mapping[str, Extractor],
     source: Source,

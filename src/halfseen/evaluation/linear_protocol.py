@@ -9,7 +9,7 @@ augmented.
 import contextlib
 import importlib.metadata
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import cast
 
@@ -27,11 +27,8 @@ from halfseen.data.sources import Source
 from halfseen.errors import DataError
 from halfseen.evaluation.features import (
     RAW_PIXEL_SIDE,
-    EncoderFeatures,
     Extractor,
     FeatureSet,
-    Precision,
-    contestants,
     draw_subset,
     extract_features,
     feature_sentence,
@@ -57,6 +54,7 @@ from halfseen.evaluation.statements import (
     per_class,
     what_was_seen,
 )
+from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_or_cut
 from halfseen.ops.randomness import numpy_generator, stream_seed, torch_generator
 from halfseen.types import Batch, ViewPlan, ViewSpec
@@ -84,35 +82,21 @@ HEAD_SENTENCES = {
 
 
 def linear_protocol(
-    encoder: Encoder,
-    random_encoder: Callable[[], Encoder] | None,
+    subject: Subject,
     train: Split,
     test: Split | None,
     config: LinearConfig,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    role: str = "student",
-    others: Mapping[str, Encoder] | None = None,
-    origin: str,
-    pretrained_on: str | None = None,
     seed: int = 0,
-    image_size: int | None = None,
-    device: str = "cpu",
-    precision: Precision = "fp32",
-    workers: int = 0,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Result:
     """Linear classifiers on a frozen encoder, on the same network at random initialisation, and on raw pixels.
 
     Args:
-        random_encoder: builds the same network with fresh weights; None leaves this baseline out, with a note.
+        subject: what is measured.
         train: images with which the classifiers are trained.
         test: images that are classified; None, or the very same images as `train`: a fifth of each class of `train`.
-        mean, std: the normalisation the encoder expects.
-        role, others, origin, pretrained_on, image_size: as in `knn_protocol`.
         seed: draws first weights, order, augmentation, held-out images and subsets.
-        on_progress: called with (what is being done, done, all).
     Raises:
         DataError: no labels, one class only, classes that differ between the splits.
         ConfigError: blocks that the encoder has not.
@@ -125,29 +109,14 @@ def linear_protocol(
         train, test = _cut_in_two(train, seed)
         notes.append("There is one split only: a fifth of each class was kept apart beforehand as test images.")
     class_names = class_names_of(train.source, test.source)
-    size = encoder.image_size if image_size is None else image_size
+    size = subject.size
     train_rows = _labelled(train, config.max_train, seed, "training")
     test_rows = _labelled(test, config.max_test, seed, "test")
     train_labels = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
     check_labels(train_labels)
     held_out_rows(train_labels, config, seed)
-    if random_encoder is None:
-        notes.append("Without the random-initialisation baseline: this network can't be built anew.")
-    extractors = contestants(
-        encoder,
-        others or {},
-        random_encoder,
-        lambda each: EncoderFeatures(
-            each,
-            mean,
-            std,
-            feature=config.feature,
-            last_blocks=config.last_blocks,
-            layer=config.layer,
-            device=device,
-            precision=precision,
-        ),
-    )
+    notes += subject.notes
+    extractors = subject.extractors(config.feature, config.last_blocks, config.layer)
 
     def extract(source: Source, rows: Int64[np.ndarray, " m"] | None, words: str) -> dict[str, FeatureSet]:
         return extract_features(
@@ -160,7 +129,7 @@ def linear_protocol(
             interpolation=config.interpolation,
             antialias=config.antialias,
             batch_size=config.forward_batch,
-            workers=workers,
+            workers=subject.workers,
             on_progress=None if on_progress is None else partial(on_progress, words),
         )
 
@@ -178,7 +147,7 @@ def linear_protocol(
                 config,
                 num_classes=len(class_names),
                 seed=seed,
-                device=device,
+                device=subject.device,
                 on_progress=None if on_progress is None else partial(on_progress, f"classifiers: {name}"),
             )
             for name, found in train_sets.items()
@@ -187,9 +156,19 @@ def linear_protocol(
         chosen = train.source.subset(train_rows)
         held = held_out_rows(train_labels, config, seed)
         judged = None if held is None else extract(chosen.subset(np.flatnonzero(held)), None, "held-out images")
-        views = _Views(chosen, config, size, seed, workers)
+        views = _Views(chosen, config, size, seed, subject.workers)
         scores = _train_on_views(
-            extractors, views, held, judged, test_sets, labels, config, len(class_names), seed, device, on_progress
+            extractors,
+            views,
+            held,
+            judged,
+            test_sets,
+            labels,
+            config,
+            len(class_names),
+            seed,
+            subject.device,
+            on_progress,
         )
         n_train = len(train_rows)
         trained = train.used(FeatureSet(torch.empty(n_train, 0), train_labels, torch.from_numpy(train_rows), ()))
@@ -198,10 +177,10 @@ def linear_protocol(
     own = scores["encoder"]
     right = {name: (score.rank == 0).double() for name, score in scores.items()}
     metrics = {name: _metrics(score, len(class_names)) for name, score in scores.items()}
-    notes += _departures(config, encoder)
+    notes += _departures(config, subject.encoder)
     notes += _about_choice(config, own, min(config.batch_size, n_train))
     notes += compare(right)
-    notes += what_was_seen(train, test, pretrained_on)
+    notes += what_was_seen(train, test, subject.pretrained_on)
     settings = config.model_dump(exclude={"protocol", "feature"}, exclude_none=True)
     return Result(
         protocol=config.protocol,
@@ -211,14 +190,14 @@ def linear_protocol(
             "feature": config.feature,
             "image_size": size,
             "raw_pixels_side": min(size, RAW_PIXEL_SIDE),
-            "precision": precision,
+            "precision": subject.precision,
             "cached_features": config.augmentation == "none",
         },
         headline={"lr": own.chosen.lr, "weight_decay": own.chosen.weight_decay, "epoch": own.epoch},
         features=feature_sentence(config.feature, config.last_blocks, config.layer),
         feature_dim=test_sets["encoder"].features.shape[1],
-        role=role,
-        encoder=origin,
+        role=subject.role,
+        encoder=subject.origin,
         data={"train": trained, "test": test.used(test_sets["encoder"])},
         split=test.name,
         seed=seed,
@@ -291,7 +270,7 @@ def _train_on_views(
     num_classes: int,
     seed: int,
     device: str,
-    on_progress: Callable[[str, int, int], None] | None,
+    on_progress: OnProgress | None,
 ) -> dict[str, LinearScore]:
     """Every extractor's probe, trained in one pass over the augmented images: each is cut once for all of them."""
     probes = {

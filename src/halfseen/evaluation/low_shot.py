@@ -8,7 +8,7 @@ image has a say in anything: the penalty that is the headline is fixed beforehan
 import importlib.metadata
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
@@ -18,17 +18,13 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from halfseen.backbones.base import Encoder
 from halfseen.data.label_splits import LabelSplit
 from halfseen.data.sources import Source
 from halfseen.data.transforms import Interpolation
 from halfseen.errors import DataError
 from halfseen.evaluation.features import (
     RAW_PIXEL_SIDE,
-    EncoderFeatures,
     FeatureSet,
-    Precision,
-    contestants,
     draw_subset,
     extract_features,
     feature_sentence,
@@ -46,6 +42,7 @@ from halfseen.evaluation.statements import (
     per_class,
     what_was_seen,
 )
+from halfseen.evaluation.subject import OnProgress, Subject
 
 FEW_LABELS_LAMBDA = 0.0025
 MANY_LABELS_LAMBDA = 0.075
@@ -132,37 +129,23 @@ _Scores = dict[str, list[dict[float, _Score]]]
 
 
 def logistic_protocol(
-    encoder: Encoder,
-    random_encoder: Callable[[], Encoder] | None,
+    subject: Subject,
     train: Split,
     test: Split | None,
     splits: Sequence[LabelSplit],
     config: LogisticConfig,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    role: str = "student",
-    others: Mapping[str, Encoder] | None = None,
-    origin: str,
-    pretrained_on: str | None = None,
     seed: int = 0,
-    image_size: int | None = None,
-    device: str = "cpu",
-    precision: Precision = "fp32",
-    workers: int = 0,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Result:
     """Logistic regression on few labels, of the encoder, of the same network at random initialisation, of raw pixels.
 
     Args:
-        random_encoder: builds the same network with fresh weights; None leaves this baseline out, with a note.
+        subject: what is measured.
         train: the images that `splits` are parts of.
         test: images that are classified; None, or the very same images as `train`: those that no split labels.
         splits: which images have a label; those of one size are draws of one experiment.
-        mean, std: the normalisation the encoder expects.
-        role, others, origin, pretrained_on, image_size: as in `knn_protocol`.
         seed: draws the subset of `max_test`; for the record, that of the splits too.
-        on_progress: called with (what is being done, done, all).
     Raises:
         DataError: one class only, classes that differ between training and test images, test images of a class that
             a split doesn't label, no labelled test image.
@@ -190,21 +173,9 @@ def logistic_protocol(
     for split in (split for group in groups for split in group.splits):
         _check_classes(split.origin, np.asarray(train.source.labels)[split.rows], asked, class_names)
 
-    def features_of(each: Encoder) -> EncoderFeatures:
-        return EncoderFeatures(
-            each,
-            mean,
-            std,
-            feature=config.feature,
-            last_blocks=config.last_blocks,
-            device=device,
-            precision=precision,
-        )
-
-    extractors = contestants(encoder, others or {}, random_encoder, features_of)
-    if random_encoder is None:
-        notes.append("Without the random-initialisation baseline: this network can't be built anew.")
-    size = encoder.image_size if image_size is None else image_size
+    extractors = subject.extractors(config.feature, config.last_blocks)
+    notes += subject.notes
+    size = subject.size
 
     def extract(split: Split, chosen: Int64[np.ndarray, " m"], words: str) -> dict[str, FeatureSet]:
         return extract_features(
@@ -216,7 +187,7 @@ def logistic_protocol(
             crop_ratio=config.crop_ratio,
             interpolation=config.interpolation,
             batch_size=config.batch_size,
-            workers=workers,
+            workers=subject.workers,
             on_progress=None if on_progress is None else partial(on_progress, words),
         )
 
@@ -225,7 +196,7 @@ def logistic_protocol(
     labels = true_classes(test_sets["encoder"].labels.numpy())
     scores: dict[str, _Scores] = {}
     for name, found in train_sets.items():
-        scores[name] = _solve_groups(groups, found, test_sets[name], labels, config, class_names, device)
+        scores[name] = _solve_groups(groups, found, test_sets[name], labels, config, class_names, subject.device)
         if on_progress is not None:
             on_progress("classifiers", len(scores), len(train_sets))
 
@@ -238,7 +209,7 @@ def logistic_protocol(
     notes += _faults(scores, train_sets["encoder"], config.tolerance)
     notes += compare(right)
     seen = train if test is None else Split(train.source.subset(labelled), train.name)
-    notes += what_was_seen(seen, test, pretrained_on)
+    notes += what_was_seen(seen, test, subject.pretrained_on)
     return Result(
         protocol="msn-logistic",
         protocol_text=_protocol_text(config),
@@ -255,13 +226,13 @@ def logistic_protocol(
             "crop_ratio": config.crop_ratio,
             "interpolation": config.interpolation,
             "raw_pixels_side": min(size, RAW_PIXEL_SIDE),
-            "precision": precision,
+            "precision": subject.precision,
         },
         headline={"lambda": headline.lambd, "draws": len(headline.splits)},
         features=feature_sentence(config.feature, config.last_blocks),
         feature_dim=train_sets["encoder"].features.shape[1],
-        role=role,
-        encoder=origin,
+        role=subject.role,
+        encoder=subject.origin,
         data={"train": train.used(train_sets["encoder"]), "test": queried.used(test_sets["encoder"])},
         split=f"{train.name} (the rest)" if test is None else test.name,
         seed=seed,

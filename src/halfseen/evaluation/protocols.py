@@ -6,20 +6,16 @@ and of raw pixels in one pass over the data, and says in words what was trained 
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from halfseen.backbones.base import Encoder
 from halfseen.evaluation.features import (
     FEATURE_SENTENCES,
     RAW_PIXEL_SIDE,
-    EncoderFeatures,
     FeatureSet,
-    Precision,
-    contestants,
     draw_subset,
     extract_features,
 )
@@ -35,47 +31,30 @@ from halfseen.evaluation.statements import (
     per_class,
     what_was_seen,
 )
+from halfseen.evaluation.subject import OnProgress, Subject
 
 HEADLINE_K = 20
 HEADLINE_TEMPERATURE = 0.07
 
 
 def knn_protocol(
-    encoder: Encoder,
-    random_encoder: Callable[[], Encoder] | None,
+    subject: Subject,
     train: Split,
     test: Split | None,
     config: EvaluateConfig,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    role: str = "student",
-    others: Mapping[str, Encoder] | None = None,
-    origin: str,
-    pretrained_on: str | None = None,
     seed: int = 0,
-    image_size: int | None = None,
-    device: str = "cpu",
-    precision: Precision = "fp32",
-    workers: int = 0,
     strict_k: bool = False,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Result:
     """Weighted k-NN of a frozen encoder, of the same network at random initialisation, and of raw pixels.
 
     Args:
-        random_encoder: builds the same network with fresh weights; None leaves this baseline out, with a note.
+        subject: what is measured.
         train: images that vote.
         test: images that are classified; None, or the very same images as `train`: leave-one-out on `train`.
-        mean, std: the normalisation the encoder expects.
-        role: which of a run's encoders this is, "student" or "teacher".
-        others: the run's other encoders by role; each is measured beside the baselines, under its role's name.
-        origin: where the encoder comes from, for the record.
-        pretrained_on: fingerprint of the images the encoder was pre-trained on, where known.
         seed: draws the subsets of `max_train` and `max_test`.
-        image_size: side of the views; None = the encoder's own.
         strict_k: a k larger than the number of voting images is an error rather than left out with a note.
-        on_progress: called with (what is being done, done, all).
     Raises:
         DataError: no labels, one class only, classes that differ between the splits.
     Source: DINO, arXiv 2104.14294; iBOT, arXiv 2111.07832.
@@ -88,7 +67,7 @@ def knn_protocol(
     if leave_one_out:
         notes.append("There is one split only: every image is classified by all others (leave-one-out).")
     class_names = class_names_of(train.source, None if test is None else test.source)
-    size = encoder.image_size if image_size is None else image_size
+    size = subject.size
 
     def choose(split: Split, most: int | None) -> NDArray[np.int64]:
         return draw_subset(len(split.source), most, seed, "evaluate", split.name)
@@ -97,14 +76,8 @@ def knn_protocol(
     votes = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
     check_vote(votes, config.k if strict_k else (1,), config.temperature, leave_one_out)
 
-    if random_encoder is None:
-        notes.append("Without the random-initialisation baseline: this network can't be built anew.")
-    extractors = contestants(
-        encoder,
-        others or {},
-        random_encoder,
-        lambda each: EncoderFeatures(each, mean, std, feature=config.feature, device=device, precision=precision),
-    )
+    notes += subject.notes
+    extractors = subject.extractors(config.feature)
 
     def extract(split: Split, rows: NDArray[np.int64]) -> dict[str, FeatureSet]:
         def report(done: int, of: int) -> None:
@@ -119,7 +92,7 @@ def knn_protocol(
             resize=config.resize,
             crop_ratio=config.crop_ratio,
             batch_size=config.batch_size,
-            workers=workers,
+            workers=subject.workers,
             on_progress=report,
         )
 
@@ -156,7 +129,7 @@ def knn_protocol(
         notes.append(f"{unlabelled} images without a label were left out.")
     right = {name: (score.rank == 0).double() for name, score in best.items()}
     notes += compare(right)
-    notes += what_was_seen(train, test, pretrained_on)
+    notes += what_was_seen(train, test, subject.pretrained_on)
     return Result(
         protocol="knn",
         protocol_text=(
@@ -171,14 +144,14 @@ def knn_protocol(
             "resize": config.resize,
             "crop_ratio": config.crop_ratio,
             "raw_pixels_side": min(size, RAW_PIXEL_SIDE),
-            "precision": precision,
+            "precision": subject.precision,
             "leave_one_out": leave_one_out,
         },
         headline={"k": headline[0], "temperature": headline[1]},
         features=FEATURE_SENTENCES[config.feature],
         feature_dim=voters.features.shape[1],
-        role=role,
-        encoder=origin,
+        role=subject.role,
+        encoder=subject.origin,
         data={
             "train": train.used(voters),
             "test": (train if test is None else test).used(queries),

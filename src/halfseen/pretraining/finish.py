@@ -12,6 +12,7 @@ from halfseen.errors import DataError
 from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.statements import Split
+from halfseen.evaluation.subject import Subject
 from halfseen.methods.base import Method
 from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig
@@ -89,23 +90,21 @@ def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path,
     test = test_split(config)
     if test is not None and not (test.labels >= 0).any():
         test = None
-    return knn_protocol(
+    subject = Subject(
         encoders.pop(method.main_role),
         lambda: untrained_encoder(config),
-        Split(source, "train"),
-        None if test is None else Split(test, "test"),
-        config.evaluate,
-        mean=config.data.mean,
-        std=config.data.std,
+        config.data.mean,
+        config.data.std,
+        str(run_dir / "encoder.safetensors"),
         role=method.main_role,
         others=encoders,
-        origin=str(run_dir / "encoder.safetensors"),
         pretrained_on=source.fingerprint(),
-        seed=config.seed,
         device=device,
         precision=config.runtime.precision,
         workers=config.runtime.workers,
     )
+    tested = None if test is None else Split(test, "test")
+    return knn_protocol(subject, Split(source, "train"), tested, config.evaluate, seed=config.seed)
 
 
 def test_split(config: RunConfig) -> Source | None:

@@ -1,0 +1,69 @@
+"""What the commands that measure a frozen encoder share: their options, and how words become a `Subject`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halfseen.cli.inputs import Run, same_network
+from halfseen.errors import ConfigError
+
+if TYPE_CHECKING:
+    from halfseen.backbones.weights import LoadedEncoder
+    from halfseen.engine.config import RuntimeConfig
+    from halfseen.evaluation.subject import Subject
+
+EncoderWord = Annotated[
+    str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
+]
+TestData = Annotated[
+    str | None,
+    typer.Option(help="DATA that is classified: its test split, or all of it; --train if left out."),
+]
+LastBlocks = Annotated[int | None, typer.Option(min=1, help="Blocks whose tokens are concatenated.")]
+Role = Annotated[str | None, typer.Option(help="student or teacher, of a run that has both.")]
+ImageSize = Annotated[int | None, typer.Option(min=1, help="Side of the images; the encoder's if left out.")]
+CropRatio = Annotated[
+    float | None, typer.Option(help="Side of the centre crop over the resized shorter side, e.g. 0.875 or 1.")
+]
+MaxTest = Annotated[int | None, typer.Option(min=1, help="Most images that are classified.")]
+ForwardBatch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest one found if left out.")]
+Precision = Annotated[str | None, typer.Option(help="Of the forward pass: fp32, bf16 or fp16; the run's, else fp32.")]
+Workers = Annotated[int, typer.Option(min=0, help="Loader processes.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")]
+
+
+def labelled_data(train: str | None, run: Run | None, purpose: str) -> str:
+    """The data whose labels are used: as asked, else the run's own.
+
+    Args:
+        purpose: what the labelled images are for, after "Name ", in the sentence where there are none.
+    Raises:
+        ConfigError: neither.
+    """
+    if train is not None:
+        return train
+    if run is None:
+        raise ConfigError(f"--train: missing. Name {purpose}, for instance --train bundled:fashion.")
+    return run.config.data.source
+
+
+def subject_of(
+    loaded: "LoadedEncoder", forward: "RuntimeConfig", run: Run | None, seed: int, workers: int
+) -> "Subject":
+    """A loaded encoder as what a protocol measures."""
+    from halfseen.evaluation.subject import Subject
+    from halfseen.reports.runfiles import pretraining_fingerprint
+
+    return Subject(
+        loaded.encoder,
+        same_network(loaded, run, seed),
+        loaded.mean,
+        loaded.std,
+        loaded.origin,
+        role=loaded.role,
+        pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
+        device=forward.device,
+        precision=forward.precision,
+        workers=workers,
+    )
