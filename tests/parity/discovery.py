@@ -78,6 +78,7 @@ KINDS: dict[str, dict[str, str]] = {
         "contrastive": ".npz",
         "vit12_attention": ".npz",
     },
+    "geometry": {"feature_geometry": ".npz", "patch_labels": ".npz", "probe_and_spatial": ".npz"},
 }
 """Topic -> prefix (with an underscore: any part) of the file names of a kind -> suffix of its files."""
 
