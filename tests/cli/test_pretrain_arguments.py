@@ -15,10 +15,10 @@ from halfseen.config.load import dump_config, load_config, parse_override
 from halfseen.config.recipes import recipe_layer
 from halfseen.config.yaml_text import parse_value
 from halfseen.engine.config import available_cores
+from halfseen.engine.folder import write_environment
 from halfseen.errors import ConfigError
 from halfseen.methods.table import METHODS
 from halfseen.pretraining.config import RunConfig
-from halfseen.pretraining.folder import write_environment
 
 
 def test_data_and_settings_come_in_any_order() -> None:

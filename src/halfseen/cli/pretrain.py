@@ -132,8 +132,8 @@ def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence
     from halfseen.config.recipes import recipe_layer
     from halfseen.config.yaml_text import read_settings, show
     from halfseen.engine.config import local_processes, science_settings
+    from halfseen.engine.folder import read_environment
     from halfseen.pretraining.config import RunConfig
-    from halfseen.pretraining.folder import read_environment
 
     stored = settings_file(run)
     settings = read_settings(stored)

@@ -13,6 +13,7 @@ from halfseen.backbones.build import build_encoder
 from halfseen.backbones.weights import export_encoder
 from halfseen.engine.checkpoint import Identity, latest_checkpoint, load_checkpoint, restore_model
 from halfseen.engine.config import science_settings
+from halfseen.engine.folder import CONFIG
 from halfseen.errors import CheckpointError
 from halfseen.methods.base import Method
 from halfseen.methods.mae import MAE, MAEConfig
@@ -20,7 +21,7 @@ from halfseen.methods.simmim import SimMIM, SimMIMConfig
 from halfseen.methods.table import AnyMethodConfig, build_method
 from halfseen.ops.randomness import stream_seed
 from halfseen.pretraining.config import RunConfig
-from halfseen.pretraining.folder import CONFIG, read_config
+from halfseen.pretraining.folder import read_config
 from halfseen.pretraining.initial_weights import load_initial_weights
 
 GUIDE = "guide"
@@ -44,8 +45,8 @@ def prepare_method(config: RunConfig, weights: bool = True) -> Method:
     return method
 
 
-def untrained_encoder(config: RunConfig) -> Encoder:
-    """The network of a run's encoder as the method begins it, but by another seed: no file is needed for it.
+def untrained_method(config: RunConfig) -> Method:
+    """A run's method as it begins, but by another seed: no file is needed for it.
 
     The run's own first weights would be a chance that the trained ones depend on.
     """
@@ -53,7 +54,12 @@ def untrained_encoder(config: RunConfig) -> Encoder:
     if isinstance(method, MAEConfig | SimMIMConfig):
         method = method.model_copy(update={"attention_mask": None})
     untrained = config.model_copy(update={"init": None, "seed": config.seed + 1, "method": method})
-    return prepare_method(untrained).encoders()["student"]
+    return prepare_method(untrained)
+
+
+def untrained_encoder(config: RunConfig) -> Encoder:
+    """The network of a run's encoder as its method begins it, see `untrained_method`."""
+    return untrained_method(config).encoders()["student"]
 
 
 def keep_guide(method: Method, folder: Path) -> None:

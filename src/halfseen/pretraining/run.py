@@ -16,6 +16,7 @@ from torch import Tensor
 
 from halfseen.config.load import DEFAULT, Loaded
 from halfseen.config.yaml_text import Settings, parse_value, scalar_text
+from halfseen.data.diary import Diary
 from halfseen.data.doctor import precheck
 from halfseen.data.loader import Loader, evaluation_batches
 from halfseen.data.sampler import StepSampler
@@ -23,6 +24,7 @@ from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.checkpoint import latest_checkpoint, load_checkpoint
 from halfseen.engine.config import default_device
 from halfseen.engine.distributed import Distributed, processes, report_start, require_same
+from halfseen.engine.folder import check_folder, hold_folder, open_folder, write_environment
 from halfseen.engine.health import Health, RunShape
 from halfseen.engine.journal import open_journal, require_tensorboard
 from halfseen.engine.loop import FitResult, fit
@@ -36,15 +38,7 @@ from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import identity_of, keep_guide, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
-from halfseen.pretraining.folder import (
-    Diary,
-    check_folder,
-    hold_folder,
-    open_folder,
-    read_config,
-    write_config,
-    write_environment,
-)
+from halfseen.pretraining.folder import read_config, write_config
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +130,7 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
     with processes(loaded.config.runtime.device) as world, contextlib.ExitStack() as held:
         config = loaded.config
         open_device(config.runtime.device, world.local_rank)  # A device that isn't there is said before all work.
-        check_folder(config, resume)
+        check_folder(config.run_dir, resume)
         if resume and world.is_main:
             held.enter_context(hold_folder(Path(str(config.run_dir))))
         if config.runtime.tensorboard:
@@ -147,7 +141,7 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         require_same(world, "data", source.fingerprint())
         start = _starting_point(Path(str(config.run_dir)), config) if resume else None
         method = prepare_method(config, weights=start is None)
-        loader = _open_loader(config, method, source, world)
+        loader = open_loader(config, method, source, world)
         bad = precheck(source, config.data) if world.is_main else []
         run_dir = Path(str(config.run_dir))
         if not resume:
@@ -177,9 +171,9 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
 
 def _begin(config: RunConfig, held: contextlib.ExitStack) -> Path:
     """The folder of a new run, made and kept for this process."""
-    folder = open_folder(config)
+    folder = open_folder(config.run_dir, config.method.name, config.data.source)
     held.enter_context(hold_folder(folder))
-    check_folder(config, resume=False)  # Another process may have begun a run there since the first look.
+    check_folder(config.run_dir, resume=False)  # Another process may have begun a run there since the first look.
     return folder
 
 
@@ -325,7 +319,8 @@ def _measurement_steps(config: RunConfig, loader: Loader) -> int | None:
     return None if every is None else max(1, round(every * loader.steps_per_epoch))
 
 
-def _open_loader(config: RunConfig, method: Method, source: Source, world: Distributed) -> Loader:
+def open_loader(config: RunConfig, method: Method, source: Source, world: Distributed) -> Loader:
+    """The run's batches on this process, cut as the method asks."""
     sampler = StepSampler(
         len(source),
         config.train.batch_size,
