@@ -29,7 +29,7 @@ def test_counts_and_labels_in_balance(scenes: SceneSource) -> None:
 @pytest.mark.parametrize("size", [32, 33, 63, 64, 97, 224])
 def test_any_size(size: int) -> None:
     source = open_scenes("test", size)
-    image, mask = source.read(5), source.read_mask(5)
+    image, mask = source.read(5), source.mask(5)
     assert image.shape == (size, size, 3)
     assert mask.shape == (size, size)
     assert image.dtype == mask.dtype == np.uint8
@@ -58,7 +58,7 @@ def test_a_scene_depends_on_split_and_index_only(scenes: SceneSource) -> None:
     later = {int(index): again.read(int(index)) for index in order}
     for index in range(40):
         assert np.array_equal(scenes.read(index), later[index])
-        assert np.array_equal(scenes.read_mask(index), again.read_mask(index))
+        assert np.array_equal(scenes.mask(index), again.mask(index))
     assert not np.array_equal(scenes.read(0), open_scenes("test", 64).read(0))
     assert len({hashlib.sha256(scenes.read(index)).hexdigest() for index in range(300)}) == 300
 
@@ -66,13 +66,13 @@ def test_a_scene_depends_on_split_and_index_only(scenes: SceneSource) -> None:
 def test_the_composition_is_the_same_at_all_sizes(scenes: SceneSource) -> None:
     large = open_scenes("train", 192)
     for index in range(60):
-        coarse, fine = scenes.read_mask(index), large.read_mask(index)[1::3, 1::3]
+        coarse, fine = scenes.mask(index), large.mask(index)[1::3, 1::3]
         assert (coarse == fine).mean() > 0.94
 
 
 def test_the_label_is_the_class_with_the_largest_visible_area(scenes: SceneSource) -> None:
     for index in range(0, 10_000, 9):
-        areas = np.bincount(scenes.read_mask(index).ravel(), minlength=11)[1:]
+        areas = np.bincount(scenes.mask(index).ravel(), minlength=11)[1:]
         assert areas.argmax() == scenes.labels[index]
 
 
@@ -93,7 +93,7 @@ def test_eight_textures_shared_by_all_and_quieter_than_the_items(scenes: SceneSo
         assert texture.std(axis=(0, 1)).max() < 14
     contrasts, deviations = [], []
     for index in range(200):
-        image, mask = scenes.read(index).astype(float), scenes.read_mask(index)
+        image, mask = scenes.read(index).astype(float), scenes.mask(index)
         inside, outside = image[mask > 0], image[mask == 0]
         contrasts.append(np.abs(inside.mean(axis=0) - outside.mean(axis=0)).max())
         deviations.append((inside.std(axis=0).mean(), outside.std(axis=0).mean()))
@@ -106,7 +106,7 @@ def test_background_pixels_come_from_the_texture(scenes: SceneSource) -> None:
     index = int(np.flatnonzero(scenes.layout.num_items == 1)[0])
     top, left = (scenes.layout.offsets[index] * 64).astype(int)
     texture = draw_textures(64)[scenes.layout.textures[index], top : top + 64, left : left + 64]
-    image, mask = scenes.read(index), scenes.read_mask(index)
+    image, mask = scenes.read(index), scenes.mask(index)
     far = np.ones_like(mask, dtype=bool)
     for row, column in np.argwhere(mask):
         far[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = False
@@ -118,7 +118,7 @@ def test_all_classes_and_many_colours_appear(scenes: SceneSource) -> None:
     seen = np.zeros(11, dtype=bool)
     hues = []
     for index in range(150):
-        mask = scenes.read_mask(index)
+        mask = scenes.mask(index)
         seen[np.unique(mask)] = True
         mean = scenes.read(index)[mask == scenes.labels[index] + 1].mean(axis=0)
         hues.append(int(mean.argmax()))

@@ -369,11 +369,11 @@ def test_manifest_gives_labels_splits_and_masks(tmp_path: Path, draw: Draw, suff
     assert train.class_names == ("cat", "dog")
     assert labels_in(test) == ["cat"]
     assert np.array_equal(train.read(1), picture(8, 9, 1))
-    mask = train.read_mask(0)
-    assert mask is not None
-    assert np.array_equal(mask, classes)
-    assert train.read_mask(1) is None
-    assert test.read_mask(0) is None
+    assert np.array_equal(train.mask(0), classes)
+    assert train.mask_names == tuple(map(str, range(11)))
+    with pytest.raises(DataError, match=r"3, x\.png' has no mask, although other images have one"):
+        train.mask(1)
+    assert not test.has_masks
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
@@ -536,9 +536,8 @@ def test_torchvision_pets_are_files_with_masks(tmp_path: Path, draw: Draw) -> No
     source = open_source(name, config=DataConfig(source=name, root_dir=str(tmp_path)))
     assert labels_in(source) == ["Abyssinian", "Beagle"]
     assert np.array_equal(source.read(1), picture(8, 9, 2))
-    mask = source.read_mask(1)
-    assert mask is not None
-    assert mask[0].tolist() == [1, 0, 2] * 3
+    assert source.name == name
+    assert source.mask(1)[0].tolist() == [0, 1, 2] * 3
 
 
 def test_torchvision_imagenet_is_a_folder_of_class_folders(tmp_path: Path, draw: Draw) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +17,9 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from halfseen.data.config import DataConfig
-from halfseen.data.decode import decode_image, decode_mask, inspect_image
+from halfseen.data.decode import BadImage, decode_image, decode_mask, inspect_image
 from halfseen.data.skip_list import SKIP_LIST_NAME, SkipEntry, read_skip_list
-from halfseen.data.sources import LeftOut, Source, Split, did_you_mean
+from halfseen.data.sources import IGNORED, MASKS_GO_WHERE, LeftOut, Source, Split, did_you_mean
 from halfseen.errors import DataError, MissingExtraError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm"})
@@ -28,6 +29,7 @@ SPLIT_OF_WORD: dict[str, Split] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "test", "testing"), "test"),
 }
+MASK_NAMES_FILE = "mask_names.txt"
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 
 
@@ -66,7 +68,8 @@ class FileSource(Source):
         class_names: in the order of the labels.
         max_pixels: larger pictures are bad.
         masks: for each image the path of its mask, '' where it has none; None if no image has one.
-        mask_values: uint8 [256], what each value in a mask file means; None takes them as they are.
+        mask_names: names of the classes of pixels; None numbers them as the masks do, which are then all read once.
+        first_mask_value: the value that stands for class 0 in a mask file; the others follow, 255 is none.
         left_out: files that are not in `paths`, with the reason.
     """
 
@@ -79,14 +82,16 @@ class FileSource(Source):
         class_names: Sequence[str],
         max_pixels: int,
         masks: Sequence[str] | None = None,
-        mask_values: UInt8[np.ndarray, "256"] | None = None,
+        mask_names: Sequence[str] | None = None,
+        first_mask_value: int = 0,
         left_out: Sequence[LeftOut] = (),
     ) -> None:
         self.name, self.base, self.max_pixels = name, base, max_pixels
         self.labels, self.class_names, self.left_out = labels, tuple(class_names), tuple(left_out)
         self._paths = PathTable(paths)
         self._masks = None if masks is None else PathTable(masks)
-        self._mask_values = mask_values
+        self._mask_names = None if mask_names is None else tuple(mask_names)
+        self._first_mask_value = first_mask_value
         self._fingerprint: str | None = None
 
     def relative_path(self, index: int) -> str:
@@ -103,11 +108,54 @@ class FileSource(Source):
         facts = inspect_image(self.path(index), self.max_pixels)
         return min(facts.width, facts.height)
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
-        if self._masks is None or not self._masks[index]:
-            return None
-        mask = decode_mask(self.base / self._masks[index], self.max_pixels)
-        return mask if self._mask_values is None else self._mask_values[mask]
+    @property
+    def has_masks(self) -> bool:
+        return self._masks is not None
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        if self._mask_names is None:
+            self._mask_names = () if self._masks is None else self._count_mask_classes(self._masks)
+        return self._mask_names
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        if self._masks is None:
+            return super().mask(index)
+        if not self._masks[index]:
+            raise DataError(f"'{self.path(index)}' has no mask, although other images have one. {MASKS_GO_WHERE}")
+        path = self.base / self._masks[index]
+        values = self._read_mask_file(path)
+        labels = values - np.uint8(self._first_mask_value)  # Wraps where the value is too small, to be found below.
+        labels[values == IGNORED] = IGNORED
+        names = self.mask_names
+        wrong = values[(labels >= len(names)) & (values != IGNORED)]
+        if len(wrong):
+            first = self._first_mask_value
+            raise DataError(
+                f"The mask '{path}' holds the value {wrong[0]}, but classes are written as {first} to "
+                f"{first + len(names) - 1} ({', '.join(names[:4])}{' ...' if len(names) > 4 else ''}) and {IGNORED} is "
+                f"for pixels of no class. Mend the mask, or name all classes in {MASK_NAMES_FILE}, one a line."
+            )
+        return labels
+
+    def _read_mask_file(self, path: Path) -> UInt8[np.ndarray, "H W"]:
+        try:
+            return decode_mask(path, self.max_pixels)
+        except BadImage as fault:
+            raise DataError(
+                f"The mask '{path}' can't be used: {fault.reason}. A mask is a PNG with one channel, grey or palette, "
+                "whose values are the classes of the pixels."
+            ) from None
+
+    def _count_mask_classes(self, masks: PathTable) -> tuple[str, ...]:
+        """The numbers from 0 to the largest value in any mask, as names; decoders let go of Python's lock."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            largest = pool.map(self._largest_mask_value, (path for path in masks if path))
+            return tuple(str(number) for number in range(max(largest, default=-1) + 1))
+
+    def _largest_mask_value(self, path: str) -> int:
+        values = self._read_mask_file(self.base / path)
+        return int(values[values != IGNORED].max(initial=0))
 
     def without(self, keep: Sequence[int], gone: Sequence[LeftOut]) -> "FileSource":
         """The same source with the images at `keep` only; `gone` tells what became of the others."""
@@ -119,7 +167,8 @@ class FileSource(Source):
             self.class_names,
             self.max_pixels,
             None if self._masks is None else [self._masks[index] for index in keep],
-            self._mask_values,
+            self._mask_names,
+            self._first_mask_value,
             (*self.left_out, *gone),
         )
 
@@ -129,6 +178,8 @@ class FileSource(Source):
             digest.update(self.labels.astype("<i8").tobytes())
             for path in self._paths:
                 digest.update(os.fsencode(path) + b"\0%d\n" % _size(self.base / path))
+            for mask in self._masks or ():
+                digest.update(os.fsencode(mask) + b"\0%d\n" % (_size(self.base / mask) if mask else 0))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -142,19 +193,90 @@ def open_folder(root: Path, split: Split, settings: DataConfig, use_skip_list: b
     Raises:
         DataError: if there are no images, or not that split.
     """
-    place = find_split_folder(root, split)
+    place = find_place(root, split)
     if place is None:
         raise DataError(
             f"data.source: '{root}' has no split '{split}': there is no {_either(TEST_FOLDERS)} folder beside a train "
             "folder in it. Name the folder of the held-out images by its own path."
         )
-    scan = _scan(root, place)
+    scan = _scan(root, place.images)
     if not scan.paths:
-        raise DataError(_nothing_found(root / place if place else root, scan))
-    other = find_split_folder(root, "test" if split == "train" else "train") if place else None
-    class_names, labels = _label_by_folder(scan.paths, place, _scan(root, other).paths if other else [], other)
-    source = FileSource(str(root), root, scan.paths, labels, class_names, settings.max_pixels, left_out=scan.left_out)
-    return _leave_out(source, settings, root) if use_skip_list else source
+        raise DataError(_nothing_found(root / place.images if place.images else root, scan))
+    other = find_place(root, "test" if split == "train" else "train")
+    beside = None if other is None or other == place else other.images
+    class_names, labels = _label_by_folder(
+        scan.paths, place.images, _scan(root, beside).paths if beside is not None else [], beside
+    )
+    masks = None
+    if place.masks is not None:
+        masks = _masks_of(scan.paths, place.images, _scan(root, place.masks).paths, place.masks)
+    source = FileSource(
+        str(root),
+        root,
+        scan.paths,
+        labels,
+        class_names,
+        settings.max_pixels,
+        masks,
+        read_mask_names(root),
+        left_out=scan.left_out,
+    )
+    return leave_out(source, settings, root) if use_skip_list else source
+
+
+class Place(NamedTuple):
+    """Folders of a split's images and masks, relative to the source's; '' is that folder itself."""
+
+    images: str
+    masks: str | None = None
+
+
+def find_place(root: Path, split: Split) -> Place | None:
+    """Where the images of a split lie below `root`, and their masks if there are any; None for no such split.
+
+    With masks: `images` and `masks` side by side, in the folder of the split or with folders of the splits in each.
+    """
+    pair = _images_and_masks(root)
+    if pair is not None:
+        folder = find_split_folder(root / pair[0], split)
+        return None if folder is None else Place(*(f"{name}/{folder}" if folder else name for name in pair))
+    within = find_split_folder(root, split)
+    if within is None:
+        return None
+    pair = _images_and_masks(root / within) if within else None
+    return Place(within) if pair is None else Place(*(f"{within}/{name}" for name in pair))
+
+
+def _images_and_masks(folder: Path) -> tuple[str, str] | None:
+    names = {entry.name.lower(): entry.name for entry in _visible(folder) if _is_folder(entry)}
+    return (names["images"], names["masks"]) if "images" in names and "masks" in names else None
+
+
+def _masks_of(images: list[str], image_place: str, masks: list[str], mask_place: str) -> list[str]:
+    """For each image the mask with the same path but for the ending, '' where there is none."""
+    mask_of = {_without_ending(path[len(mask_place) :]): path for path in masks}
+    return [mask_of.get(_without_ending(path[len(image_place) :]), "") for path in images]
+
+
+def _without_ending(path: str) -> str:
+    return path[: path.rfind(".")]  # All scanned paths have one.
+
+
+def read_mask_names(folder: Path) -> list[str] | None:
+    """Names of the classes of pixels, from `mask_names.txt` with one a line; None where there is no such file."""
+    path = folder / MASK_NAMES_FILE
+    if not path.is_file():
+        return None
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.source: '{path}' can't be read as text in UTF-8 ({error}).") from None
+    if not 0 < len(names) < IGNORED:
+        raise DataError(
+            f"data.source: '{path}' has {len(names)} names, expected 1 to {IGNORED - 1}, one a line, the first for "
+            "pixels of the value 0."
+        )
+    return names
 
 
 def find_split_folder(root: Path, split: Split) -> str | None:
@@ -197,8 +319,9 @@ def open_manifest(path: Path, split: Split, settings: DataConfig, use_skip_list:
         class_names,
         settings.max_pixels,
         masks=masks if any(masks) else None,
+        mask_names=read_mask_names(path.parent),
     )
-    return _leave_out(source, settings, path.parent) if use_skip_list else source
+    return leave_out(source, settings, path.parent) if use_skip_list else source
 
 
 def manifest_has_split(path: Path, split: Split) -> bool:
@@ -296,7 +419,7 @@ def _first_folders(paths: list[str], place: str) -> list[str]:
     return [path[start : path.find("/", start)] if "/" in path[start:] else "" for path in paths]
 
 
-def _leave_out(source: FileSource, settings: DataConfig, base: Path) -> FileSource:
+def leave_out(source: FileSource, settings: DataConfig, base: Path) -> FileSource:
     """The source without the files on the skip list that still have the size they had when they were checked."""
     beside = base / SKIP_LIST_NAME
     if settings.skip_list is None and not beside.is_file():

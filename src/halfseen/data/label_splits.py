@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from halfseen.data.files import FileSource, find_split_folder
+from halfseen.data.files import FileSource, find_place
 from halfseen.data.sources import Source
 from halfseen.errors import DataError
 from halfseen.ops.randomness import numpy_generator
@@ -203,7 +203,8 @@ def _as_files(source: Source, what_for: str) -> FileSource:
 
 def _train_folder(files: FileSource) -> str:
     """Name of the train folder within the data's folder; '' if it is that."""
-    return find_split_folder(files.base, "train") or ""
+    place = find_place(files.base, "train")
+    return "" if place is None else place.images
 
 
 def _name(source: Source, label: int) -> str:

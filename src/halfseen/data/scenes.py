@@ -93,8 +93,19 @@ class SceneSource(Source):
     def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "S S 3"]:
         return compose_scene(self.split, self.layout, index, self.size).image
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "S S"]:
-        return compose_scene(self.split, self.layout, index, self.size).mask
+    @property
+    def has_masks(self) -> bool:
+        return True
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        return ("background", *CLASS_NAMES)
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "S S"]:
+        return self.read_with_mask(index).mask
+
+    def read_with_mask(self, index: int) -> Scene:
+        return compose_scene(self.split, self.layout, index, self.size)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"fashion-scenes/{VERSION}/{self.split}/{self.size}".encode())

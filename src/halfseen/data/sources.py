@@ -27,9 +27,15 @@ from halfseen.data.subsets import (
 )
 from halfseen.errors import DataError
 
-__all__ = ["ArraySource", "BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
+__all__ = ["IGNORED", "ArraySource", "BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
 
 Split = Literal["train", "test"]
+IGNORED = 255
+"""Label of pixels that belong to no class: they are neither trained on nor counted."""
+MASKS_GO_WHERE = (
+    "Put masks into a folder `masks` beside the folder `images`, under the same names as the images, or name them in "
+    "the column `mask` of a manifest."
+)
 SCHEMES = ("bundled", "torchvision")
 
 
@@ -56,6 +62,20 @@ class Source(ABC):
     labels: Int[np.ndarray, " n"]
     left_out: tuple[LeftOut, ...] = ()
     is_sound: bool = False
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether images have a class for each pixel."""
+        return False
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        """Names of the classes of pixels, in the order of their labels; empty where there are no masks.
+
+        Raises:
+            DataError: where the classes have to be found in the masks, and one of these can't be used.
+        """
+        return ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -84,9 +104,28 @@ class Source(ABC):
         """
         return int(min(self.read(index).shape[:2]))
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
-        """uint8 [H, W], class of each pixel (0 = background), or None where there are no masks."""
-        return None
+    def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        """Class of each pixel: uint8 [H, W], labels in the order of `mask_names`, `IGNORED` where there is none.
+
+        Raises:
+            DataError: if there is no mask, or one that can't be used.
+        """
+        raise DataError(f"'{self.path(index)}' has no mask: '{self.name}' has no masks at all. {MASKS_GO_WHERE}")
+
+    def read_with_mask(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+        """`read` at full size and `mask`, which have the same height and width.
+
+        Raises:
+            BadImage: as `read`.
+            DataError: as `mask`, or sizes that differ.
+        """
+        image, mask = self.read(index), self.mask(index)
+        if image.shape[:2] != mask.shape:
+            raise DataError(
+                f"'{self.path(index)}' has {image.shape[1]} x {image.shape[0]} pixels, but its mask "
+                f"{mask.shape[1]} x {mask.shape[0]}. Give each image a mask of its own size."
+            )
+        return image, mask
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -120,8 +159,19 @@ class SubsetSource(Source):
     def shorter_side(self, index: int) -> int:
         return self.whole.shorter_side(int(self.indices[index]))
 
-    def read_mask(self, index: int) -> UInt8[np.ndarray, "H W"] | None:
-        return self.whole.read_mask(int(self.indices[index]))
+    @property
+    def has_masks(self) -> bool:
+        return self.whole.has_masks
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        return self.whole.mask_names
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        return self.whole.mask(int(self.indices[index]))
+
+    def read_with_mask(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+        return self.whole.read_with_mask(int(self.indices[index]))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.whole.fingerprint().encode())
@@ -237,7 +287,7 @@ def _file_names(opened: Source) -> list[str] | None:
 
 
 def _listed_rows(opened: Source, subset_list: str) -> Int[np.ndarray, " m"]:
-    from halfseen.data.files import FileSource, find_split_folder
+    from halfseen.data.files import FileSource, find_place
 
     if not isinstance(opened, FileSource):
         raise DataError(
@@ -245,14 +295,15 @@ def _listed_rows(opened: Source, subset_list: str) -> Int[np.ndarray, " m"]:
             "subset_per_class or subset_size."
         )
     names = [opened.relative_path(row) for row in range(len(opened))]
-    folder = find_split_folder(opened.base, "train") or ""
+    place = find_place(opened.base, "train")
+    folder = "" if place is None else place.images
     left_out = [os.path.relpath(entry.path, opened.base) for entry in opened.left_out]
     return rows_of_list(read_subset_list(subset_list), names, opened.labels, opened.class_names, folder, left_out)
 
 
 def has_split(source: str, split: Split) -> bool:
     """Whether `open_source(source, split)` would find such a split. Sources that don't exist have none."""
-    from halfseen.data import files, torchvision_sets
+    from halfseen.data import files, pets, torchvision_sets
 
     scheme, name = _parse_scheme(source)
     if scheme == "bundled":
@@ -261,7 +312,7 @@ def has_split(source: str, split: Split) -> bool:
         return torchvision_sets.has_split(name, split)
     path = Path(source).expanduser()
     if path.is_dir():
-        return files.find_split_folder(path, split) is not None
+        return pets.has_split(path, split) if pets.is_pets(path) else files.find_place(path, split) is not None
     return path.is_file() and files.manifest_has_split(path, split)
 
 
@@ -279,7 +330,7 @@ def _settings_for_other(source: str, config: DataConfig | None) -> DataConfig:
 
 
 def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) -> Source:
-    from halfseen.data import files, torchvision_sets
+    from halfseen.data import files, pets, torchvision_sets
 
     scheme, name = _parse_scheme(source)
     if scheme is not None and settings.skip_list is not None:
@@ -292,6 +343,8 @@ def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) 
     if scheme == "torchvision":
         return torchvision_sets.open_torchvision(name, split, settings)
     path = Path(source).expanduser()
+    if path.is_dir() and pets.is_pets(path):
+        return pets.open_pets(path, split, settings, use_skip_list)
     if path.is_dir():
         return files.open_folder(path, split, settings, use_skip_list)
     if path.is_file():

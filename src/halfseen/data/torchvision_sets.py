@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from halfseen.data.config import DataConfig
 from halfseen.data.files import FileSource, open_folder
+from halfseen.data.pets import PETS_FOLDER, open_pets
 from halfseen.data.sources import ArraySource, Source, Split, did_you_mean
 from halfseen.errors import DataError
 
@@ -58,8 +59,6 @@ _SETS: dict[str, _Entry] = {
     "USPS": _Entry("USPS", *_FLAG),
 }
 KNOWN = (*sorted([*_SETS, "ImageNet"]),)
-# Oxford pets' trimaps: 1 pet, 2 background, 3 border -> 1 pet, 0 background, 2 border.
-_TRIMAP = np.array([0, 1, 0, 2] + [0] * 252, dtype=np.uint8)
 
 
 def has_split(name: str, split: Split) -> bool:
@@ -86,7 +85,10 @@ def open_torchvision(name: str, split: Split, settings: DataConfig) -> Source:
         raise DataError(
             f"data.source: 'torchvision:{name}' has no split '{split}'. Draw one into a manifest with `split`."
         )
-    return adapt(f"torchvision:{name}", _build(name, entry.class_name, root, arguments), settings.max_pixels)
+    dataset = _build(name, entry.class_name, root, arguments)
+    if name == "OxfordIIITPet":
+        return open_pets(root / PETS_FOLDER, split, settings, name=f"torchvision:{name}")
+    return adapt(f"torchvision:{name}", dataset, settings.max_pixels)
 
 
 def adapt(name: str, dataset: TorchvisionSet, max_pixels: int) -> Source:
@@ -98,18 +100,7 @@ def adapt(name: str, dataset: TorchvisionSet, max_pixels: int) -> Source:
         if images.ndim == 4 and images.shape[1] == 3 and images.shape[3] != 3:
             images = images.transpose(0, 2, 3, 1)  # [n, 3, H, W] -> [n, H, W, 3]
         return ArraySource(name, np.ascontiguousarray(images), labels, class_names)
-    paths = _paths_of(dataset)
-    masks = getattr(dataset, "_segs", None)
-    return FileSource(
-        name,
-        Path(),
-        paths,
-        labels,
-        class_names,
-        max_pixels,
-        masks=None if masks is None else [str(path) for path in masks],
-        mask_values=None if masks is None else _TRIMAP,
-    )
+    return FileSource(name, Path(), _paths_of(dataset), labels, class_names, max_pixels)
 
 
 def _build(name: str, class_name: str, root: Path, arguments: Mapping[str, object]) -> TorchvisionSet:
