@@ -71,7 +71,7 @@ def epochs_that_take(seconds: float, words: Sequence[str], run_dir: Path) -> flo
 
 
 def commands(
-    names: Iterable[str], epochs: Mapping[str, float], seeds: int, folder: Path
+    names: Iterable[str], epochs: Mapping[str, float], seeds: int, folder: Path, shared: Sequence[str] = ()
 ) -> list[tuple[Path, list[str]]]:
     """Every run's folder and its words, in the order in which they are trained."""
     found = []
@@ -86,7 +86,7 @@ def commands(
                 "evaluate.knn=false",
                 f"seed={seed}",
             )
-            found.append((run_dir, ["pretrain", DATA, *METHODS[name], *own, "--run-dir", str(run_dir)]))
+            found.append((run_dir, ["pretrain", DATA, *METHODS[name], *shared, *own, "--run-dir", str(run_dir)]))
     return found
 
 
@@ -124,11 +124,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each method (default 3)")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be repeated; all if left out")
     parser.add_argument("--evaluation", action="append", choices=EVALUATIONS, help="may be repeated; all if left out")
+    parser.add_argument("words", nargs="*", help="words of 'halfseen pretrain' that all share, after '--'")
     arguments = parser.parse_args()
+    shared: list[str] = arguments.words
     folder: Path = arguments.folder
     names, evaluations = arguments.method or list(METHODS), arguments.evaluation or list(EVALUATIONS)
-    epochs = {name: epochs_that_take(arguments.seconds, METHODS[name], folder / "trials" / name) for name in names}
-    trained = commands(names, epochs, arguments.seeds, folder)
+    epochs = {
+        name: epochs_that_take(arguments.seconds, [*METHODS[name], *shared], folder / "trials" / name) for name in names
+    }
+    trained = commands(names, epochs, arguments.seeds, folder, shared)
     for run_dir, words in trained:
         print("halfseen", *words, flush=True)
         if not (run_dir / "report.html").exists():
