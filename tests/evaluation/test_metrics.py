@@ -13,7 +13,7 @@ def test_wilson_interval_equals_a_textbook_value():
     assert (round(low, 1), round(high, 1)) == (49.0, 94.3)
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 5), (5, 5), (1, 1), (0, 1), (999, 1000)])
+@pytest.mark.parametrize(("correct", "n"), [(0, 5), (5, 5), (1, 1), (0, 1), (60, 60), (999, 1000)])
 def test_wilson_interval_holds_the_share_and_stays_in_range(correct, n):
     low, high = wilson_interval(correct, n)
     assert 0 <= low <= 100 * correct / n <= high <= 100

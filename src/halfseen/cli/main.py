@@ -42,6 +42,8 @@ COMMANDS: dict[str, Entry] = {
     "knn": Entry("knn", "Measure an encoder by k-nearest neighbours, with baselines."),
     "linear": Entry("linear", "Measure an encoder by linear classifiers (iBOT, MSN, MAE, KAMIM), with baselines."),
     "logistic": Entry("logistic", "Measure an encoder by logistic regression on a few labels (MSN), with baselines."),
+    "cluster": Entry("cluster", "Compare clusters of the features with the classes (iBOT), with baselines."),
+    "intermediate": Entry("intermediate", "Train an encoder on, on labels of images or patches (ViNy)."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),

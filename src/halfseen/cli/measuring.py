@@ -33,10 +33,11 @@ Workers = Annotated[int, typer.Option(min=0, help="Loader processes.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download timm's weights for timm:NAME.")]
 
 
-def labelled_data(train: str | None, run: Run | None, purpose: str) -> str:
+def labelled_data(train: str | None, run: Run | None, purpose: str, option: str = "--train") -> str:
     """The data whose labels are used: as asked, else the run's own.
 
     Args:
+        option: the one that names it.
         purpose: what the labelled images are for, after "Name ", in the sentence where there are none.
     Raises:
         ConfigError: neither.
@@ -44,7 +45,7 @@ def labelled_data(train: str | None, run: Run | None, purpose: str) -> str:
     if train is not None:
         return train
     if run is None:
-        raise ConfigError(f"--train: missing. Name {purpose}, for instance --train bundled:fashion.")
+        raise ConfigError(f"{option}: missing. Name {purpose}, for instance {option} bundled:fashion.")
     return run.config.data.source
 
 

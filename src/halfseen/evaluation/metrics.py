@@ -49,7 +49,9 @@ def wilson_interval(num_correct: int, n: int, z: float = 1.959963984540054) -> I
     centre = share + z * z / (2 * n)
     spread = z * ((share * (1 - share) + z * z / (4 * n)) / n) ** 0.5
     scale = 100 / (1 + z * z / n)
-    return Interval(max(0.0, (centre - spread) * scale), min(100.0, (centre + spread) * scale))
+    # Rounding must not push the share itself outside where all are right, or none.
+    low, high = (centre - spread) * scale, (centre + spread) * scale
+    return Interval(max(0.0, min(low, 100 * share)), min(100.0, max(high, 100 * share)))
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_classes: int) -> Labels:
@@ -63,22 +65,33 @@ def cluster_scores(labels: Labels, clusters: Labels) -> ClusterScores:
 
     Source: iBOT, arXiv 2111.07832 (unsupervised classification).
     """
-    from scipy.optimize import linear_sum_assignment
     from sklearn import metrics
 
     _check_pair(labels, clusters)
     nmi = float(metrics.normalized_mutual_info_score(labels, clusters, average_method="arithmetic"))
     ari = float(metrics.adjusted_rand_score(labels, clusters))
     fmi = float(metrics.fowlkes_mallows_score(labels, clusters))
+    mapped = best_one_to_one(labels, clusters)
+    return ClusterScores(nmi, ari, fmi, None if mapped is None else float((mapped == labels).mean()))
+
+
+def best_one_to_one(labels: Labels, clusters: Labels) -> Labels | None:
+    """The clusters int64 [n] renamed to classes, each to another one, so that as many as possible fit `labels` [n].
+
+    None where there are more clusters than classes.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    _check_pair(labels, clusters)
     classes, label_ids = np.unique(labels, return_inverse=True)
     groups, cluster_ids = np.unique(clusters, return_inverse=True)
-    accuracy = None
-    if len(groups) <= len(classes):
-        counts = np.zeros((len(groups), len(classes)), dtype=np.int64)
-        np.add.at(counts, (cluster_ids, label_ids), 1)
-        rows, columns = linear_sum_assignment(counts, maximize=True)
-        accuracy = float(counts[rows, columns].sum()) / len(labels)
-    return ClusterScores(nmi, ari, fmi, accuracy)
+    if len(groups) > len(classes):
+        return None
+    counts = np.zeros((len(groups), len(classes)), dtype=np.int64)
+    np.add.at(counts, (cluster_ids, label_ids), 1)
+    _, chosen = linear_sum_assignment(counts, maximize=True)
+    mapped: Labels = classes[chosen[cluster_ids]]
+    return mapped
 
 
 def _check_pair(labels: Labels, predictions: Labels) -> None:

@@ -112,9 +112,11 @@ class ClassResult(BaseModel):
 class Result(BaseModel):
     """One finished evaluation, complete enough to be judged without its run.
 
-    Accuracies are percent. `metrics` and each of `baselines` have the same keys: `top1` (and `top5` with more than five
-    classes) of the headline setting, `top1_k20` ... for every k at the first temperature, `top1_k20_T0.5` for others.
-    `curves` holds series that a protocol records beside its numbers.
+    Accuracies are percent. `metrics` and each of `baselines` have the same keys; `primary` names the one that
+    `confidence_interval` is of and that stands for the result where there is room for one number. For classification
+    they are `top1` (and `top5` with more than five classes) of the headline setting, `top1_k20` ... for every k at the
+    first temperature, `top1_k20_T0.5` for others; `x_std` is the spread of `x` over several draws. `n_train` is 0 where
+    no label is used. `curves` holds series that a protocol records beside its numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -143,6 +145,7 @@ class Result(BaseModel):
     seconds: float
     halfseen_version: str
     curves: dict[str, list[float]] = {}
+    primary: str = "top1"
 
     def write(self, folder: Path) -> Path:
         """Write `<folder>/<protocol>.json`, replacing an older one whole."""

@@ -1,7 +1,7 @@
 """The contract between a method and everything that is shared: data, loop, checkpoints, evaluation, report."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -45,6 +45,10 @@ CROP_KEYS = ("crop_scale", "crop_ratio", "interpolation", "antialias", "hflip", 
 def one_crop(config: BaseModel, image_size: int) -> ViewSpec:
     """One random crop of each image, flipped, of `image_size` pixels a side, as the `CROP_KEYS` of a method say."""
     return ViewSpec(size=image_size, **config.model_dump(include=set(CROP_KEYS)))
+
+
+ClassHead = Callable[[Tensor], Tensor]
+"""Summaries float [B, D] of an encoder, see `Encoder.summary`, to outputs [B, K]; the largest one is the image's."""
 
 
 class Method(nn.Module, ABC):
@@ -137,6 +141,10 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: Progress) -> None:
         """Runs after each optimiser update, e.g. the teacher's moving average. Nothing by default."""
         return None
+
+    def class_heads(self) -> Mapping[str, ClassHead]:
+        """By role, the heads whose outputs for an image's summary make it belong to one of K; none by default."""
+        return {}
 
     def sample_masks(self, count: int, seed: int) -> Tensor | None:
         """Masks of pixels as training draws them, bool [count, 1, S, S], True = hidden; None where it draws none."""

@@ -19,6 +19,7 @@ class tokens of all crops in one batch, as in DINO.
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ from halfseen.backbones.teacher import averaged_copy
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.block import BlockMask
 from halfseen.masking.crops import CropMasks, MaskSetting
-from halfseen.methods.base import CropScale, Method
+from halfseen.methods.base import ClassHead, CropScale, Method
 from halfseen.ops.collectives import sum_over_processes
 from halfseen.ops.contrastive import ContrastiveForm, check_pairs, contrastive, select_pairs
 from halfseen.ops.distillation import class_token_loss, patch_token_loss, teacher_probabilities, update_center
@@ -451,6 +452,13 @@ class IBOT(Method):
         """The teacher, which is the result, and the student."""
         return {"student": self.encoder, "teacher": self.teacher}
 
+    def class_heads(self) -> Mapping[str, ClassHead]:
+        """The outputs for class tokens; none where no loss has trained them."""
+        if self.config.lambda1 == 0:
+            return {}
+        heads = {"student": self.head, "teacher": self.teacher_head}
+        return {role: partial(_class_logits, head) for role, head in heads.items()}
+
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """No decay for vectors and biases; tokens, positions, tables and the last layer's lengths are decayed."""
         return GroupKey(decay=parameter.ndim > 1 and not name.endswith(".bias"))
@@ -690,6 +698,10 @@ class IBOT(Method):
                     "gradient: it moves the printed loss and nothing else. method.contrastive.source=student acts."
                 )
         return masks
+
+
+def _class_logits(head: DistillationHead, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+    return head.logits(head.bottleneck(summary))
 
 
 def _joined(summary: Float[Tensor, "B D"], patches: Float[Tensor, "B N D"] | None) -> Float[Tensor, "B T D"]:

@@ -15,6 +15,7 @@ patches and views are functions of (seed, step), not of a global generator.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ from halfseen.backbones.initialise import init_msn
 from halfseen.backbones.teacher import averaged_copy
 from halfseen.errors import ConfigError
 from halfseen.idle import Need, refuse_idle
-from halfseen.methods.base import CropScale, Method
+from halfseen.methods.base import ClassHead, CropScale, Method
 from halfseen.ops.assignment import (
     mean_entropy,
     mean_entropy_gap,
@@ -317,6 +318,14 @@ class MSN(Method):
     def encoders(self) -> Mapping[str, Encoder]:
         """The anchor encoder, and the target: what the paper evaluates."""
         return {"student": self.encoder, "teacher": self.teacher}
+
+    def class_heads(self) -> Mapping[str, ClassHead]:
+        """The log-probabilities of the prototypes."""
+        heads = {"student": self.head, "teacher": self.teacher_head}
+        return {role: partial(self._of_prototypes, head) for role, head in heads.items()}
+
+    def _of_prototypes(self, head: MSNHead, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
+        return prototype_log_probs(head(summary), self.prototypes, self.config.temperature, 0.0)
 
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """No decay for prototypes, vectors, biases and batch norms; class token and positions are decayed."""
