@@ -130,6 +130,8 @@ def fit(
     probe: Callable[[], Mapping[str, Tensor]] | None = None,
     measure: Callable[[], Mapping[str, float]] | None = None,
     measure_every_steps: int | None = None,
+    measure_together: bool = False,
+    command: str = "pretrain",
     on_batch: Callable[[list[Batch]], None] | None = None,
     on_log: Callable[[Record], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
@@ -151,8 +153,10 @@ def fit(
         resume_from: a checkpoint folder to go on from; None starts at step 0.
         probe: features float [n, D] of fixed images under the current weights, for the effective rank, by a suffix of
             the metric's name ("" for the main ones); called on process 0 only, every `train.health_every_steps`.
-        measure: an evaluation of the current weights, as entries for the log; called on process 0 only, every
-            `measure_every_steps` and after the last step. It must draw no random number.
+        measure: an evaluation of the current weights, as entries for the log; called every `measure_every_steps` and
+            after the last step. It must draw no random number.
+        measure_together: call `measure` on every process, so that they can share the work; else on process 0 only.
+        command: the sub-command that goes on with the run by `--resume`.
         on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
         on_log: sees each line of metrics, on process 0.
         on_checkpoint: sees each checkpoint's folder and step, on process 0.
@@ -166,7 +170,7 @@ def fit(
     if resume_from is not None:
         trainer.resume(resume_from)
     state, last_step = trainer.state, trainer.last_step
-    watch = Watch(trainer, journal, terminal, health, probe, on_log, measure, measure_every_steps)
+    watch = Watch(trainer, journal, terminal, health, probe, on_log, measure, measure_every_steps, measure_together)
     cuda = [trainer.device.index] if trainer.device.type == "cuda" else []
     terminal.begin(last_step, state.step)
     try:
@@ -196,7 +200,7 @@ def fit(
     else:
         message = (
             f"Stopped by {interruption.signal_name} after step {state.step} of {last_step}; nothing is lost. "
-            f"To go on: halfseen pretrain --resume {run_dir}"
+            f"To go on: halfseen {command} --resume {run_dir}"
         )
     return FitResult(state.step, finished, checkpoint_path(run_dir, state.step), state.samples_seen, message)
 
@@ -476,11 +480,13 @@ class Watch:
         on_log: Callable[[Record], None] | None,
         measure: Callable[[], Mapping[str, float]] | None = None,
         measure_every_steps: int | None = None,
+        measure_together: bool = False,
     ) -> None:
         """Begins to measure time."""
         self.trainer, self.journal, self.terminal, self.health = trainer, journal, terminal, health
         self.probe, self.on_log = probe, on_log
         self.measure, self.measure_every_steps = measure, measure_every_steps
+        self.measures_here = trainer.distributed.is_main or measure_together
         self._step, self._samples = trainer.state.step, trainer.state.samples_seen
         self._time, self._waited = time.monotonic(), trainer.loader.wait_seconds
         if health is not None:
@@ -510,7 +516,7 @@ class Watch:
                     trainer.state.step, float(record["loss"]), float(record["rankme"]), float(record["feature_std"])
                 )
         if self._measurement_is_due(trainer.state.step):
-            if trainer.distributed.is_main and self.measure is not None:
+            if self.measures_here and self.measure is not None:
                 with keeping_modes(trainer.bare):
                     record |= self.measure()
             trainer.distributed.barrier()
