@@ -21,6 +21,7 @@ from halfseen.data.sampler import StepSampler
 from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.linear_config import LinearConfig
 from halfseen.evaluation.side_by_side import Candidate, LinearHeads, Measured, Optimizer, measure
+from halfseen.evaluation.statements import no_labels
 from halfseen.ops.randomness import numpy_generator, stream_seed
 from halfseen.ops.schedules import rebased_cosine, unshifted_cosine
 
@@ -298,18 +299,24 @@ def held_out_rows(labels: Int[Tensor, " n"], config: LinearConfig, seed: int) ->
     """
     if not holds_out(config):
         return None
-    held = np.zeros(len(labels), dtype=bool)
-    classes = labels.numpy()
-    order = numpy_generator(seed, "held out").permutation(len(labels))
-    for number in np.unique(classes):
-        rows = order[classes[order] == number]
-        most = round(config.held_out * len(rows)) if len(rows) > 1 else 0
-        held[rows[: max(most, 1 if len(rows) > 1 else 0)]] = True
+    held = hold_out(labels, config.held_out, seed)
     if not held.any():
         raise DataError(
             "choose=held-out: every class has a single training image, so none can be kept apart to choose the "
             "learning rate. Give a single lr, or more images."
         )
+    return held
+
+
+def hold_out(labels: Int[Tensor, " n"], share: float, seed: int) -> Bool[Tensor, " n"]:
+    """The same share of the rows of every class, drawn by seed: at least one of a class that has two."""
+    held = np.zeros(len(labels), dtype=bool)
+    classes = labels.numpy()
+    order = numpy_generator(seed, "held out").permutation(len(labels))
+    for number in np.unique(classes):
+        rows = order[classes[order] == number]
+        most = round(share * len(rows)) if len(rows) > 1 else 0
+        held[rows[: max(most, 1 if len(rows) > 1 else 0)]] = True
     return torch.from_numpy(held)
 
 
@@ -334,14 +341,6 @@ def labelled_rows(features: Tensor, labels: Tensor, split: str) -> tuple[Tensor,
     return features, labels
 
 
-def no_labels(count: int, split: str) -> DataError:
-    """What to say where none of `count` images has a label."""
-    return DataError(
-        f"a linear probe needs labels, but none of the {count} {split} images has one. Sort them into one folder per "
-        "class."
-    )
-
-
 def check_labels(labels: Int[Tensor, " n"]) -> None:
     """Whether there is something to tell apart among labelled training rows.
 
@@ -349,7 +348,7 @@ def check_labels(labels: Int[Tensor, " n"]) -> None:
         DataError: one class only.
     """
     if int(labels.min()) == int(labels.max()):
-        raise DataError("a linear probe needs at least 2 classes among the labelled training images, but there is one.")
+        raise DataError("a classifier needs at least 2 classes among the labelled training images, but there is one.")
 
 
 def check_widths(train: Tensor, test: Tensor) -> None:

@@ -24,12 +24,10 @@ from halfseen.data.loader import Loader
 from halfseen.data.policies import trivial_augment_and_erase
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source
-from halfseen.errors import DataError
 from halfseen.evaluation.features import (
     RAW_PIXEL_SIDE,
     Extractor,
     FeatureSet,
-    draw_subset,
     extract_features,
     feature_sentence,
 )
@@ -40,7 +38,6 @@ from halfseen.evaluation.linear import (
     held_out_rows,
     holds_out,
     linear_probe,
-    no_labels,
 )
 from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
 from halfseen.evaluation.metrics import wilson_interval
@@ -50,17 +47,16 @@ from halfseen.evaluation.statements import (
     class_names_of,
     compare,
     confusion_of,
+    cut_in_two,
     in_classes_of,
+    labelled_rows_of,
     per_class,
     what_was_seen,
 )
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_or_cut
-from halfseen.ops.randomness import numpy_generator, stream_seed, torch_generator
+from halfseen.ops.randomness import stream_seed, torch_generator
 from halfseen.types import Batch, ViewPlan, ViewSpec
-
-TEST_SHARE = 0.2
-"""Share of each class that becomes the test split where the data has one split only."""
 
 CROP_SCALE = (0.08, 1.0)
 
@@ -106,12 +102,12 @@ def linear_protocol(
     started = time.monotonic()
     notes: list[str] = []
     if test is None or test.source.fingerprint() == train.source.fingerprint():
-        train, test = _cut_in_two(train, seed)
+        train, test = cut_in_two(train, seed)
         notes.append("There is one split only: a fifth of each class was kept apart beforehand as test images.")
     class_names = class_names_of(train.source, test.source)
     size = subject.size
-    train_rows = _labelled(train, config.max_train, seed, "training")
-    test_rows = _labelled(test, config.max_test, seed, "test")
+    train_rows = labelled_rows_of(train, config.max_train, seed, "training")
+    test_rows = labelled_rows_of(test, config.max_test, seed, "test")
     train_labels = torch.from_numpy(np.asarray(train.source.labels, dtype=np.int64)[train_rows])
     check_labels(train_labels)
     held_out_rows(train_labels, config, seed)
@@ -321,32 +317,6 @@ def _hidden(held: Bool[Tensor, " n"], batches: Sequence[Batch]) -> Bool[Tensor, 
     asked = torch.cat([batch.index for batch in batches])
     shown = torch.tensor([stand_ins.get(index, index) for index in asked.tolist()])
     return held[asked] | held[shown]
-
-
-def _cut_in_two(whole: Split, seed: int) -> tuple[Split, Split]:
-    """Training and test images of data that has one split only: the same share of every class, drawn by seed."""
-    labels = np.asarray(whole.source.labels)
-    order = numpy_generator(seed, "linear", "test").permutation(len(labels))
-    chosen = [order[labels[order] == number] for number in np.unique(labels[labels >= 0])]
-    tested = np.sort(np.concatenate([rows[: round(TEST_SHARE * len(rows))] for rows in chosen] or [order[:0]]))
-    if not chosen:
-        raise no_labels(len(labels), whole.name)
-    if not len(tested):
-        raise DataError(
-            f"'{whole.source.name}': no class has the 3 images from which one can be kept apart for testing. Name "
-            "test images by --test."
-        )
-    rest = np.setdiff1d(np.arange(len(labels)), tested)
-    return Split(whole.source.subset(rest), whole.name), Split(whole.source.subset(tested), f"{whole.name} (a fifth)")
-
-
-def _labelled(split: Split, most: int | None, seed: int, words: str) -> Int64[np.ndarray, " m"]:
-    """The labelled images of a split, at most `most` of them."""
-    known = np.flatnonzero(np.asarray(split.source.labels) >= 0)
-    if not len(known):
-        raise no_labels(len(split.source), words)
-    rows: np.ndarray = known[draw_subset(len(known), most, seed, "evaluate", split.name)]
-    return rows
 
 
 def _metrics(score: LinearScore, num_classes: int) -> dict[str, float]:

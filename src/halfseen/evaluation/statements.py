@@ -8,15 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from halfseen.data.sources import Source
 from halfseen.errors import DataError
-from halfseen.evaluation.features import FeatureSet
+from halfseen.evaluation.features import FeatureSet, draw_subset
 from halfseen.evaluation.metrics import confusion_matrix
 from halfseen.evaluation.results import ClassResult, SplitUsed
+from halfseen.ops.randomness import numpy_generator
+
+TEST_SHARE = 0.2
+"""Share of each class that becomes the test split where the data has one split only."""
 
 CONFUSION_CLASSES = 50
 """Up to this many classes a result carries its confusion counts."""
@@ -38,6 +43,40 @@ class Split(NamedTuple):
             fingerprint=self.source.fingerprint(),
             skipped=len(found.skipped),
         )
+
+
+def no_labels(count: int, split: str) -> DataError:
+    """What to say where none of `count` images has a label."""
+    return DataError(
+        f"a classifier needs labels, but none of the {count} {split} images has one. Sort them into one folder per "
+        "class."
+    )
+
+
+def cut_in_two(whole: Split, seed: int) -> tuple[Split, Split]:
+    """Training and test images of data that has one split only: the same share of every class, drawn by seed."""
+    labels = np.asarray(whole.source.labels)
+    order = numpy_generator(seed, "linear", "test").permutation(len(labels))
+    chosen = [order[labels[order] == number] for number in np.unique(labels[labels >= 0])]
+    tested = np.sort(np.concatenate([rows[: round(TEST_SHARE * len(rows))] for rows in chosen] or [order[:0]]))
+    if not chosen:
+        raise no_labels(len(labels), whole.name)
+    if not len(tested):
+        raise DataError(
+            f"'{whole.source.name}': no class has the 3 images from which one can be kept apart for testing. Name "
+            "test images by --test."
+        )
+    rest = np.setdiff1d(np.arange(len(labels)), tested)
+    return Split(whole.source.subset(rest), whole.name), Split(whole.source.subset(tested), f"{whole.name} (a fifth)")
+
+
+def labelled_rows_of(split: Split, most: int | None, seed: int, words: str) -> Int64[np.ndarray, " m"]:
+    """The labelled images of a split, at most `most` of them."""
+    known = np.flatnonzero(np.asarray(split.source.labels) >= 0)
+    if not len(known):
+        raise no_labels(len(split.source), words)
+    rows: np.ndarray = known[draw_subset(len(known), most, seed, "evaluate", split.name)]
+    return rows
 
 
 def class_names_of(train: Source, test: Source | None) -> list[str]:
