@@ -156,7 +156,7 @@ def test_missing_and_empty_folders_and_other_files_are_explained(tmp_path: Path)
         ("bundle:fashion", "Did you mean 'bundled'?"),
         ("torchvision:cifar10", "Did you mean 'CIFAR10'?"),
         ("torchvision:Imagenet2", "Did you mean"),
-        ("hf:mnist", "Known: bundled:, torchvision: and paths."),
+        ("hf:mnist", "Known: bundled:, torchvision:, intel: and paths."),
     ],
 )
 def test_unknown_names_are_answered_with_known_ones(given: str, sentence: str) -> None:

@@ -21,7 +21,7 @@ class DataConfig(BaseModel):
         default="bundled:fashion",
         min_length=1,
         description="Where the images are: a folder, a manifest.csv or .parquet, 'bundled:fashion', "
-        "'bundled:fashion-scenes' or 'torchvision:NAME'.",
+        "'bundled:fashion-scenes', 'torchvision:NAME' or 'intel:PATH'.",
     )
     image_size: int = Field(
         default=224, ge=16, le=4096, description="Side of the square images the encoder sees, in pixels."
@@ -90,6 +90,11 @@ class DataConfig(BaseModel):
         description="Folder that holds, or receives, torchvision's data sets; None takes the environment variable "
         "HALFSEEN_DATA, else ~/.cache/halfseen.",
     )
+    download: Literal["small", "always", "never"] = Field(
+        default="small",
+        description="Which of torchvision's data sets that are not there yet may be fetched when they are named: small "
+        "(up to 10 GB), always (also iNaturalist's 224 GB) or never (the network is not used).",
+    )
     scene_size: int | None = Field(
         default=None,
         ge=32,
@@ -122,9 +127,10 @@ class DataConfig(BaseModel):
                 f"scene_size: got {self.scene_size}, but it has an effect for source '{SCENES}' only, not for "
                 f"'{self.source}'. Leave it out."
             )
-        if self.root_dir is not None and not self.source.startswith("torchvision:"):
-            raise ValueError(
-                f"root_dir: got '{self.root_dir}', but it has an effect for torchvision: sources only, not for "
-                f"'{self.source}'. Leave it out."
-            )
+        for key, standard in (("root_dir", None), ("download", "small")):
+            if getattr(self, key) != standard and not self.source.startswith("torchvision:"):
+                raise ValueError(
+                    f"{key}: got '{getattr(self, key)}', but it has an effect for torchvision: sources only, not for "
+                    f"'{self.source}'. Leave it out."
+                )
         return self

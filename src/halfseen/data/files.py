@@ -376,6 +376,11 @@ def _scan(root: Path, place: str) -> _Scan:
     return _Scan(sorted(paths, key=os.fsencode), sorted(left_out), num_others)
 
 
+def scan_folder(root: Path) -> list[str]:
+    """All image files below `root`, relative to it, sorted by their bytes; hidden ones are passed over."""
+    return _scan(root, "").paths
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()

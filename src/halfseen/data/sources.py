@@ -26,17 +26,26 @@ from halfseen.data.subsets import (
     share_of_each_class,
 )
 from halfseen.errors import DataError
+from halfseen.ops.segmentation import IGNORED
 
-__all__ = ["IGNORED", "ArraySource", "BadImage", "LeftOut", "Source", "Split", "has_split", "open_source"]
+__all__ = [
+    "IGNORED",
+    "ArraySource",
+    "BadImage",
+    "JoinedSource",
+    "LeftOut",
+    "Source",
+    "Split",
+    "has_split",
+    "open_source",
+]
 
 Split = Literal["train", "test"]
-IGNORED = 255
-"""Label of pixels that belong to no class: they are neither trained on nor counted."""
 MASKS_GO_WHERE = (
     "Put masks into a folder `masks` beside the folder `images`, under the same names as the images, or name them in "
     "the column `mask` of a manifest."
 )
-SCHEMES = ("bundled", "torchvision")
+SCHEMES = ("bundled", "torchvision", "intel")
 
 
 class LeftOut(NamedTuple):
@@ -179,6 +188,69 @@ class SubsetSource(Source):
         return digest.hexdigest()
 
 
+class JoinedSource(Source):
+    """The images of one source, then those of another: two splits from which others are drawn.
+
+    Args:
+        name: for messages.
+        first, second: class names that differ cost the labels; of names of pixels' classes one must begin the other.
+    Raises:
+        DataError: masks in one of them only, or other classes of pixels.
+    """
+
+    def __init__(self, name: str, first: Source, second: Source) -> None:
+        self.name, self.first, self.second = name, first, second
+        same = first.class_names == second.class_names
+        self.class_names = first.class_names if same else ()
+        labels = np.concatenate([first.labels, second.labels])
+        self.labels = labels if same else np.full_like(labels, -1)
+        self.left_out = (*first.left_out, *second.left_out)
+        self.is_sound = first.is_sound and second.is_sound
+        names, others = first.mask_names, second.mask_names
+        shared = min(len(names), len(others))
+        if first.has_masks != second.has_masks or names[:shared] != others[:shared]:
+            raise DataError(
+                f"'{first.name}' has the classes of pixels {', '.join(names) or 'none'}, but '{second.name}' "
+                f"{', '.join(others) or 'none'}. Give both the same, in the same order."
+            )
+        self._mask_names = max(names, others, key=len)
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        index = range(len(self))[index]
+        return (self.first, index) if index < len(self.first) else (self.second, index - len(self.first))
+
+    def path(self, index: int) -> str:
+        source, row = self._place(index)
+        return source.path(row)
+
+    def read(self, index: int, shrink_to: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
+        source, row = self._place(index)
+        return source.read(row, shrink_to)
+
+    def shorter_side(self, index: int) -> int:
+        source, row = self._place(index)
+        return source.shorter_side(row)
+
+    @property
+    def has_masks(self) -> bool:
+        return self.first.has_masks
+
+    @property
+    def mask_names(self) -> tuple[str, ...]:
+        return self._mask_names
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        source, row = self._place(index)
+        return source.mask(row)
+
+    def read_with_mask(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+        source, row = self._place(index)
+        return source.read_with_mask(row)
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.first.fingerprint()}+{self.second.fingerprint()}".encode()).hexdigest()
+
+
 class ArraySource(Source):
     """Images held in memory, all of one size.
 
@@ -221,7 +293,7 @@ def open_source(
     """The images that `source` names.
 
     Args:
-        source: a folder, a manifest (.csv or .parquet), 'bundled:NAME' or 'torchvision:NAME'.
+        source: a folder, a manifest (.csv or .parquet), 'bundled:NAME', 'torchvision:NAME' or 'intel:PATH'.
         split: which part of it; what has no parts is all 'train'.
         config: the run's settings of the data; its subset is one of the training split.
         use_skip_list: leave out the files on the skip list; False is for the doctor, who looks at all.
@@ -303,13 +375,15 @@ def _listed_rows(opened: Source, subset_list: str) -> Int[np.ndarray, " m"]:
 
 def has_split(source: str, split: Split) -> bool:
     """Whether `open_source(source, split)` would find such a split. Sources that don't exist have none."""
-    from halfseen.data import files, pets, torchvision_sets
+    from halfseen.data import files, intel, pets, torchvision_sets
 
     scheme, name = _parse_scheme(source)
     if scheme == "bundled":
         return True
     if scheme == "torchvision":
         return torchvision_sets.has_split(name, split)
+    if scheme == "intel":
+        return intel.has_split(name, split)
     path = Path(source).expanduser()
     if path.is_dir():
         return pets.has_split(path, split) if pets.is_pets(path) else files.find_place(path, split) is not None
@@ -330,7 +404,7 @@ def _settings_for_other(source: str, config: DataConfig | None) -> DataConfig:
 
 
 def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) -> Source:
-    from halfseen.data import files, pets, torchvision_sets
+    from halfseen.data import files, intel, pets, torchvision_sets
 
     scheme, name = _parse_scheme(source)
     if scheme is not None and settings.skip_list is not None:
@@ -342,6 +416,8 @@ def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) 
         return _open_bundled(name, split, settings)
     if scheme == "torchvision":
         return torchvision_sets.open_torchvision(name, split, settings)
+    if scheme == "intel":
+        return intel.open_intel(name, split, settings)
     path = Path(source).expanduser()
     if path.is_dir() and pets.is_pets(path):
         return pets.open_pets(path, split, settings, use_skip_list)
@@ -351,7 +427,7 @@ def _open(source: str, split: Split, settings: DataConfig, use_skip_list: bool) 
         return files.open_manifest(path, split, settings, use_skip_list)
     raise DataError(
         f"data.source: '{source}' does not exist.{_suggest_sibling(path)} Give a folder of images, a manifest (.csv or "
-        ".parquet), 'bundled:fashion', 'bundled:fashion-scenes' or 'torchvision:NAME'."
+        ".parquet), 'bundled:fashion', 'bundled:fashion-scenes', 'torchvision:NAME' or 'intel:PATH'."
     )
 
 
