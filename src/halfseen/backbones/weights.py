@@ -316,28 +316,87 @@ def export_encoder(
     Returns:
         the path of the safetensors file.
     """
-    folder = Path(folder)
+    about = {**(extra or {}), "timm": _timm_entry(encoder), "role": role, "notes": _notes(encoder)}
+    return _write_export(encoder, dict(encoder.trunk.state_dict()), Path(folder), stem, mean, std, about)
+
+
+def export_classifier(
+    encoder: Encoder,
+    head: nn.Linear,
+    feature: str,
+    folder: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    extra: Json | None = None,
+    stem: str = "classifier",
+) -> Path:
+    """Write an encoder with a linear head as `export_encoder` writes an encoder: timm's names, and a json beside.
+
+    `timm.create_model(json["timm"]["model_name"], **json["timm"]["kwargs"])` builds a classifier that takes the file
+    strictly; where timm pools in another way, "timm" is null and the notes say why.
+
+    Args:
+        head: its names become `head.*`, or `head.fc.*` in a Swin.
+        feature: what the head sees: cls, mean or mean-then-norm, see `evaluation.classifier`.
+        mean, std, extra, stem: as for `export_encoder`.
+    Returns:
+        the path of the safetensors file.
+    """
+    place = "head.fc." if isinstance(encoder, SwinEncoder) else "head."
+    tensors = {**encoder.trunk.state_dict(), **{place + name: tensor for name, tensor in head.state_dict().items()}}
+    call = _timm_entry(encoder)
+    pool = _timm_pool(encoder, feature)
+    notes = _notes(encoder)
+    if call is not None and pool is None:
+        notes.append("timm pools this network in another way; load the file with halfseen.")
+    timm_entry = None
+    if call is not None and pool is not None:
+        kwargs: dict[str, object] = {**call["kwargs"], **pool, "num_classes": head.out_features}  # type: ignore[dict-item]
+        timm_entry = {"model_name": call["model_name"], "kwargs": kwargs}
+    about = {**(extra or {}), "timm": timm_entry, "feature": feature, "notes": notes}
+    return _write_export(encoder, tensors, Path(folder), stem, mean, std, about)
+
+
+def _timm_pool(encoder: Encoder, feature: str) -> dict[str, object] | None:
+    """The arguments with which timm pools as asked; None where it can't."""
+    pooled = encoder.config.final_norm == "pooled"
+    if isinstance(encoder, SwinEncoder):
+        return {} if feature == "mean" else None
+    if feature == "mean-then-norm":
+        return {} if pooled else None
+    if feature == "cls":
+        return {"global_pool": "token"} if encoder.has_class_token else None
+    return None if isinstance(encoder, BeitEncoder) else {"global_pool": "avg", "fc_norm": False}
+
+
+def _write_export(
+    encoder: Encoder,
+    state: State,
+    folder: Path,
+    stem: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+    more: Json,
+) -> Path:
+    """The safetensors file and the json beside it, each replaced in one step."""
     folder.mkdir(parents=True, exist_ok=True)
-    trunk = encoder.trunk
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trunk.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     weights_path = folder / f"{stem}.safetensors"
     partial = weights_path.with_name(weights_path.name + ".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
     _flush(partial)
     partial.replace(weights_path)
     about = {
-        **(extra or {}),
         "format_version": FORMAT_VERSION,
-        "timm": _timm_entry(encoder),
         "model": encoder.config.model_dump(mode="json"),
         "image_size": encoder.image_size,
         "patch_size": encoder.patch_size,
         "num_prefix_tokens": encoder.num_prefix_tokens,
         "layer_norm_eps": _norm_eps(encoder),
         "normalisation": {"mean": list(mean), "std": list(std)},
-        "role": role,
         "sha256": _sha256(weights_path),
-        "notes": _notes(encoder),
+        **more,
     }
     json_path = folder / f"{stem}.json"
     partial = json_path.with_name(json_path.name + ".partial")
@@ -345,6 +404,30 @@ def export_encoder(
     _flush(partial)
     partial.replace(json_path)
     return weights_path
+
+
+def read_exported(json_path: Path) -> tuple[dict[str, object], State]:
+    """What the json of an exported file says, and the tensors beside it.
+
+    Raises:
+        WeightsError: not written by this library, or tensors that it doesn't describe.
+    """
+    about = _read_json(json_path)
+    weights_path = json_path.with_suffix(".safetensors")
+    missing = [key for key in ("format_version", "sha256", "model", "image_size", "normalisation") if key not in about]
+    if missing:
+        raise WeightsError(f"encoder: {str(json_path)!r} was not written by `halfseen` ({missing[0]!r} is missing).")
+    if about["format_version"] != FORMAT_VERSION:
+        raise WeightsError(
+            f"encoder: {str(json_path)!r} has format {about['format_version']}, this version reads {FORMAT_VERSION}."
+        )
+    state = read_tensors(weights_path).tensors
+    if _sha256(weights_path) != about["sha256"]:
+        raise WeightsError(
+            f"encoder: {str(weights_path)!r} is not the file that {json_path.name} describes (sha256 differs); export "
+            "the encoder again."
+        )
+    return about, state
 
 
 def load_encoder(
@@ -449,26 +532,18 @@ def _load_unfinished(folder: Path, checkpoint: Path, role: str | None, image_siz
 
 
 def _load_exported(json_path: Path, role: str | None, image_size: int | None) -> LoadedEncoder:
-    about = _read_json(json_path)
+    about, state = read_exported(json_path)
     weights_path = json_path.with_suffix(".safetensors")
     try:
-        version, own_role, sha = about["format_version"], str(about["role"]), about["sha256"]
+        own_role = str(about["role"])
         config = ModelConfig.model_validate(about["model"])
         side = int(str(about["image_size"]))
         normalisation = about["normalisation"]
         mean, std = _three(normalisation["mean"]), _three(normalisation["std"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"encoder: {str(json_path)!r} was not written by `halfseen` ({error}).") from error
-    if version != FORMAT_VERSION:
-        raise WeightsError(f"encoder: {str(json_path)!r} has format {version}, this version reads {FORMAT_VERSION}.")
     if role is not None and role != own_role:
         raise WeightsError(f"role: {str(json_path)!r} is the {own_role!r} encoder, not {role!r}.")
-    state = read_tensors(weights_path).tensors
-    if _sha256(weights_path) != sha:
-        raise WeightsError(
-            f"encoder: {str(weights_path)!r} is not the file that {json_path.name} describes (sha256 differs); export "
-            "the encoder again."
-        )
     encoder = build_encoder(config, image_size or side)
     fitted, report = fit_state(state, encoder.trunk, config.position_rule)
     _refuse_gaps(report, str(weights_path))

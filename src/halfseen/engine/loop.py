@@ -131,7 +131,7 @@ def fit(
     measure: Callable[[], Mapping[str, float]] | None = None,
     measure_every_steps: int | None = None,
     measure_together: bool = False,
-    command: str = "pretrain",
+    go_on_by: str | None = None,
     on_batch: Callable[[list[Batch]], None] | None = None,
     on_log: Callable[[Record], None] | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
@@ -156,7 +156,7 @@ def fit(
         measure: an evaluation of the current weights, as entries for the log; called every `measure_every_steps` and
             after the last step. It must draw no random number.
         measure_together: call `measure` on every process, so that they can share the work; else on process 0 only.
-        command: the sub-command that goes on with the run by `--resume`.
+        go_on_by: the command that goes on with the run; None = `halfseen pretrain --resume <run_dir>`.
         on_batch: sees the micro-batches of each step on this process, e.g. to list skipped files.
         on_log: sees each line of metrics, on process 0.
         on_checkpoint: sees each checkpoint's folder and step, on process 0.
@@ -200,7 +200,7 @@ def fit(
     else:
         message = (
             f"Stopped by {interruption.signal_name} after step {state.step} of {last_step}; nothing is lost. "
-            f"To go on: halfseen {command} --resume {run_dir}"
+            f"To go on: {go_on_by or f'halfseen pretrain --resume {run_dir}'}"
         )
     return FitResult(state.step, finished, checkpoint_path(run_dir, state.step), state.samples_seen, message)
 
