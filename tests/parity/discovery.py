@@ -78,7 +78,23 @@ KINDS: dict[str, dict[str, str]] = {
         "contrastive": ".npz",
         "vit12_attention": ".npz",
     },
-    "geometry": {"feature_geometry": ".npz", "patch_labels": ".npz", "probe_and_spatial": ".npz"},
+    "geometry": {
+        "feature_geometry": ".npz",
+        "patch_labels": ".npz",
+        "probe_and_spatial": ".npz",
+        "segmentation_metrics": ".npz",
+        "evaluation_end_to_end": ".npz",
+        "split_seed42_n": ".npz",
+        "trimap_transform": ".npz",
+    },
+    "representation": {
+        "vit_analysis": ".npz",
+        "attention": ".npz",
+        "fourier": ".npz",
+        "reconstruction": ".npz",
+        "spectra": ".npz",
+        "frequency_noise": ".npz",
+    },
 }
 """Topic -> prefix (with an underscore: any part) of the file names of a kind -> suffix of its files."""
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halfseen.backbones.weights import import_checkpoint
+from halfseen.engine.optim import build_optimizer, parameter_groups
+from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmenters import import_segmentation_model
 from halfseen.ops.segmentation import class_map, pixel_labels, pixel_scores, segmentation_loss
 from parity.discovery import load_arrays, parity_files, state_under
 from parity.reference_names import ReferenceNames
@@ -21,24 +24,22 @@ def test_scores_losses_maps_and_one_update(path: Path, tmp_path: Path) -> None:
     arrays = load_arrays(path)
     images, target = torch.from_numpy(arrays["in/img"]), torch.from_numpy(arrays["in/target"])
     torch.save(state_under(arrays, "sd/"), tmp_path / "finetuned.pth")
-    found = import_checkpoint(tmp_path / "finetuned.pth", num_heads=int(arrays["meta/heads"]))
-    assert found.kind == "viny" and found.image_size == int(arrays["meta/image_size"])
-    encoder = found.build()
+    heads = int(arrays["meta/heads"])
+    model = import_segmentation_model(tmp_path / "finetuned.pth", num_heads=heads)
+    encoder, head, num_classes = model.encoder, model.head, model.num_classes
+    assert encoder.image_size == int(arrays["meta/image_size"])
     assert encoder.trunk.blocks[0].attn.head_dim == int(arrays["meta/dim_head"])
     patch_size = int(arrays["meta/patch_size"])
-    head = nn.Linear(*reversed(found.head_state["mlp.weight"].shape))
-    head.load_state_dict({name.removeprefix("mlp."): value for name, value in found.head_state.items()})
-    num_classes = head.out_features // patch_size**2
-    side = found.image_size // patch_size
+    side = encoder.image_size // patch_size
     labels = pixel_labels(target, patch_size)
     np.testing.assert_array_equal(labels.numpy(), arrays["out/target_patches"])
 
     def loss_now() -> Tensor:
-        return segmentation_loss(pixel_scores(head(encoder(images).patches), num_classes), labels)
+        return segmentation_loss(model.scores(images), labels)
 
     with torch.no_grad():
         outputs = head(encoder(images).patches)
-    scores = pixel_scores(outputs, num_classes)
+        scores = model.scores(images)
     np.testing.assert_allclose(scores.numpy(), arrays["out/pred_patches_logscore"], rtol=0, atol=2e-5)
     assert_same_map(class_map(scores, (side, side)), arrays["out/pred_map"])
     plain = pixel_scores(outputs, num_classes, "plain")
@@ -51,7 +52,15 @@ def test_scores_losses_maps_and_one_update(path: Path, tmp_path: Path) -> None:
     gradient = arrays["grad/mlp.bias"]
     np.testing.assert_allclose(head.bias.grad.numpy(), gradient, rtol=0, atol=min(1e-5, 1e-4 * np.abs(gradient).max()))
 
-    torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=2e-3, weight_decay=1e-4).step()
+    settings = SegmentationConfig.model_validate(segmentation_settings("viny-segmentation"))
+    assert (settings.lr, settings.weight_decay) == (2e-3, 1e-4)
+    optimizer = settings.training(1, len(images)).optimizer
+    groups = parameter_groups(model.named_parameters(), model.parameter_group, optimizer)
+    assert [group["weight_decay"] for group in groups] == [1e-4]
+    update = build_optimizer(groups, optimizer, torch.device("cpu"))
+    update.param_groups[0]["lr"] = settings.lr
+    update.step()
+    found = import_checkpoint(tmp_path / "finetuned.pth", num_heads=heads)
     names = ReferenceNames(found, {k: v for k, v in state_under(arrays, "sd/").items() if k.startswith("encoder.")})
     updated = {f"encoder.{name}": parameter for name, parameter in encoder.named_parameters()}
     recorded = {name.removeprefix("after1step/"): a for name, a in arrays.items() if name.startswith("after1step/")}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
 from halfseen.errors import DataError
@@ -160,3 +161,25 @@ def rows_of_list(
             f"{' ...' if len(missing) > _TOO_MANY_TO_NAME else ''}. Write paths relative to the train folder."
         )
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def draw_train_and_test(
+    total: int, train_size: int, test_size: int, seed: int = 42, fixed_test: bool = False
+) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " k"]]:
+    """Rows of training and test images from one seeded permutation of all.
+
+    The test rows follow the training rows, so other sizes of training give other test images; with `fixed_test` they
+    are the permutation's last ones.
+
+    Raises:
+        DataError: more rows than there are.
+    Source: Diminishing Returns in Self-Supervised Learning, arXiv 2512.03862 (torch's `random_split`, seed 42).
+    """
+    if train_size + test_size > total:
+        raise DataError(
+            f"train_size and test_size: got {train_size} + {test_size}, but there are {total} images in all splits "
+            "together. Write smaller numbers, or train_size=null test_size=null for the data's own splits."
+        )
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).numpy()
+    first = total - test_size if fixed_test else train_size
+    return order[:train_size], order[first : first + test_size]
