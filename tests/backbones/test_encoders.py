@@ -362,3 +362,37 @@ def test_depth_of_drop_path_rises_linearly() -> None:
     encoder = build_encoder(ModelConfig(name="vit_tiny", embed_dim=12, depth=3, drop_path=0.2), 32)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("family", SMALL)
+@torch.no_grad()
+def test_block_views_are_the_forward_pass_seen_from_within(family: str) -> None:
+    encoder = small(family)
+    if family.startswith("beit"):
+        encoder.trunk.blocks[0].gamma_1.fill_(0.3)
+    images = pictures(encoder)
+    numbers = range(encoder.num_layers + 1)
+    views = list(encoder.block_views(images))
+    features = encoder.encode(images, layers=numbers)
+    assert [view.number for view in views] == list(numbers)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    for view, tokens in zip(views, features.layers, strict=True):
+        assert view.tokens.grid == tokens.grid
+        torch.testing.assert_close(view.tokens.patches, tokens.patches, **close)
+        torch.testing.assert_close(view.tokens.prefix, tokens.prefix, **close)
+    torch.testing.assert_close(encoder.final_norm(views[-1].tokens.patches), features.patches, **close)
+    assert views[0][2:] == (None, None, None, None)
+    swin = family == "swin"
+    for view, block in zip(views[1:], encoder.blocks, strict=True):
+        assert view.attended is not None and view.attention_input is not None and view.attention_output is not None
+        change = view.attended.patches - views[view.number - 1].tokens.patches if not swin else None
+        scale = getattr(block, "gamma_1", None)
+        if change is not None:
+            scaled = view.attention_output.patches * (1 if scale is None else scale)
+            torch.testing.assert_close(change, scaled, **close)
+        if swin:
+            assert view.attention is None
+            continue
+        whole = encoder.attention(images, view.number)
+        torch.testing.assert_close(view.attention, whole, **close)
+        torch.testing.assert_close(view.attention.sum(dim=-1), torch.ones_like(view.attention[..., 0]), **close)

@@ -1,7 +1,7 @@
 """The encoder contract: all that methods, evaluations and analyses may know of a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, TypeVar
 
@@ -47,6 +47,27 @@ class Features(NamedTuple):
     grid: tuple[int, int]
     layers: tuple[Tokens, ...] = ()
     attention: tuple[Tensor, ...] = ()
+
+
+class BlockView(NamedTuple):
+    """What happens within one block, for analyses.
+
+    Attributes:
+        number: of the block, from 1; 0 = patch embedding and positions, where only `tokens` is there.
+        tokens: the residual stream after the block, before any final norm.
+        attended: the residual stream after the block's attention, before its MLP.
+        attention_input: what enters the attention: the normalised residual stream.
+        attention_output: what the attention gives after its projection, before layer scale and the residual sum.
+        attention: softmaxed weights float32 [B, heads, T, T], T counting prefix and patch tokens, rows (queries) sum
+            to 1; None where tokens attend within windows only.
+    """
+
+    number: int
+    tokens: Tokens
+    attended: Tokens | None = None
+    attention_input: Tokens | None = None
+    attention_output: Tokens | None = None
+    attention: Tensor | None = None
 
 
 class Selected(NamedTuple):
@@ -166,6 +187,19 @@ class Encoder(nn.Module, ABC):
         Raises:
             ShapeError: image sides that the backbone can't cut into patches.
             ConfigError: a block that isn't there, or attention that this backbone doesn't have.
+        """
+
+    @abstractmethod
+    def block_views(self, images: Tensor) -> Iterator[BlockView]:
+        """Block after block of a forward pass with nothing hidden, each computed when it is asked for.
+
+        So only one block's attention of all pairs exists at a time. `final_norm` of the last view's tokens is what
+        `encode` gives. Meant for evaluation mode, without autograd.
+
+        Args:
+            images: float [B, 3, H, W], normalised.
+        Raises:
+            ShapeError: as `forward`.
         """
 
     def forward_selected(

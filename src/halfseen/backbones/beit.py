@@ -1,14 +1,21 @@
 """The official SimMIM ViT: timm's Beit with a relative position bias that all blocks share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Encoder, Features
-from halfseen.backbones.blocks import Biases, attention_matrix, check_attention, no_bias, run_transformer
+from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features
+from halfseen.backbones.blocks import (
+    Biases,
+    attention_matrix,
+    check_attention,
+    no_bias,
+    run_transformer,
+    view_blocks,
+)
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ShapeError
 from halfseen.ops.layer_decay import vit_freezing_unit
@@ -83,6 +90,11 @@ class BeitEncoder(Encoder):
             bias=self._biases(tokens, visible_ids),
             gradient=self.gradient,
         )
+
+    def block_views(self, images: Tensor) -> Iterator[BlockView]:
+        grid = self._grid(images)
+        tokens = self._embed(images, grid, None, None, None)
+        return view_blocks(tokens, self.trunk.blocks, 1, grid, self._biases(tokens, None))
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images; the class token comes first."""

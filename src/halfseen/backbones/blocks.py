@@ -18,7 +18,7 @@ from timm.models import beit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Features, Tokens
+from halfseen.backbones.base import AttentionRows, BlockView, Features, Tokens
 from halfseen.errors import ConfigError
 
 AnyBlock: TypeAlias = Block | beit.Block
@@ -81,6 +81,29 @@ def run_transformer(
     final = split_tokens(norm(tokens), num_prefix_tokens, grid)
     raw = tuple(split_tokens(kept[layer], num_prefix_tokens, grid) for layer in layers)
     return Features(final.prefix, final.patches, grid, raw, tuple(seen[layer] for layer in attention_layers))
+
+
+def view_blocks(
+    tokens: Float[Tensor, "B T D"],
+    blocks: Iterable[AnyBlock],
+    num_prefix_tokens: int,
+    grid: tuple[int, int],
+    bias: Biases = no_bias,
+) -> Iterator[BlockView]:
+    """Embedded tokens through the blocks, with all that happens on the way, see `Encoder.block_views`."""
+
+    def split(sequence: Tensor) -> Tokens:
+        return split_tokens(sequence, num_prefix_tokens, grid)
+
+    yield BlockView(0, split(tokens))
+    for number, block in enumerate(blocks, start=1):
+        first = block.norm1(tokens)
+        heads = project_heads(block.attn, first)
+        weights = attention_weights(heads, block.attn.scale, bias(block))
+        out = _out(block.attn, _join(weights.to(heads.value.dtype) @ heads.value))
+        attended = tokens + block.drop_path1(_scale_attention(block, out))
+        tokens = _add_mlp(block, attended)
+        yield BlockView(number, split(tokens), split(attended), split(first), split(out), weights)
 
 
 def attention_matrix(
@@ -322,7 +345,11 @@ def _add_attention(
 
 
 def _attention_branch(block: AnyBlock, heads: Heads, bias: Tensor | None) -> Tensor:
-    branch = _out(block.attn, _join(attend(heads, block.attn.scale, bias)))
+    return _scale_attention(block, _out(block.attn, _join(attend(heads, block.attn.scale, bias))))
+
+
+def _scale_attention(block: AnyBlock, branch: Tensor) -> Tensor:
+    """The attention branch after the block's layer scale."""
     scaled: Tensor = block.ls1(branch) if isinstance(block, Block) else _scaled(branch, block.gamma_1)
     return scaled
 

@@ -5,13 +5,13 @@ projection (two copies instead of four), bias and shift mask are added in one st
 the model was built for are padded before the shift, as the iBOT code does (timm pads after it).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Encoder, Features, Tokens
+from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features, Tokens
 from halfseen.backbones.blocks import normed, run_mlp
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ConfigError, ShapeError
@@ -103,10 +103,29 @@ class SwinEncoder(Encoder):
         final = _flat(self.trunk.norm(x))
         return Features(final.prefix, final.patches, final.grid, raw)
 
+    def block_views(self, images: Tensor) -> Iterator[BlockView]:
+        rows, columns = patch_grid(images.shape[-2], images.shape[-1], self.patch_size)
+        tokens = self.trunk.patch_embed.norm(project_patches(images, self.trunk.patch_embed.proj))
+        x = tokens.reshape(len(images), rows, columns, -1)  # [B, h, w, C]
+        yield BlockView(0, _flat(x))
+        number = 0
+        for stage in self.trunk.layers:
+            x = stage.downsample(x)
+            for block in stage.blocks:
+                number += 1
+                first = block.norm1(x)
+                out = _window_attention(block, first)
+                attended = x + block.drop_path1(out)
+                x = _add_mlp(block, attended)
+                yield BlockView(number, _flat(x), _flat(attended), _flat(first), _flat(out))
+
 
 def swin_block(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """One Swin block on float [B, h, w, C]."""
-    x = x + block.drop_path1(_window_attention(block, block.norm1(x)))
+    return _add_mlp(block, x + block.drop_path1(_window_attention(block, block.norm1(x))))
+
+
+def _add_mlp(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     with normed(block.norm2, x) as second:
         out: Tensor = x + block.drop_path2(run_mlp(block.mlp, second))
     return out

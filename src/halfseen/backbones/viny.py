@@ -1,6 +1,6 @@
 """ViNy's small ViT: timm's VisionTransformer with its own patch embedding and wide attention heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -9,8 +9,8 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Encoder, Features
-from halfseen.backbones.blocks import attention_matrix, check_attention, run_transformer
+from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features
+from halfseen.backbones.blocks import attention_matrix, check_attention, run_transformer, view_blocks
 from halfseen.backbones.masked import check_hiding, check_layers, cut_patches, replace_hidden
 from halfseen.ops.layer_decay import vit_freezing_unit
 from halfseen.ops.patches import patch_grid
@@ -150,6 +150,10 @@ class ViNyEncoder(Encoder):
             attention_rows=attention_rows,
             gradient=self.gradient,
         )
+
+    def block_views(self, images: Tensor) -> Iterator[BlockView]:
+        tokens, grid = self._embed(images, None, None, None)
+        return view_blocks(tokens, self.trunk.blocks, self.num_prefix_tokens, grid)
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images, rows sum to 1."""

@@ -1,13 +1,13 @@
 """The plain vision transformer: timm's VisionTransformer behind the masked forward."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, Encoder, Features, Selected, Tokens
+from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features, Selected, Tokens
 from halfseen.backbones.blocks import (
     attention_matrix,
     check_attention,
@@ -15,6 +15,7 @@ from halfseen.backbones.blocks import (
     run_block_for,
     run_block_selected,
     run_transformer,
+    view_blocks,
 )
 from halfseen.backbones.conv_stem import ConvStem
 from halfseen.backbones.masked import check_hiding, check_layers, check_selected, project_patches, replace_hidden
@@ -130,6 +131,10 @@ class ViTEncoder(Encoder):
         tokens, grid = self._embed(images, None, None, None)
         blocks = self.trunk.blocks[: max(layers, default=0)]
         return run_transformer(tokens, blocks, nn.Identity(), self.num_prefix_tokens, grid, layers=layers).layers
+
+    def block_views(self, images: Tensor) -> Iterator[BlockView]:
+        tokens, grid = self._embed(images, None, None, None)
+        return view_blocks(tokens, self.trunk.blocks, self.num_prefix_tokens, grid)
 
     def attention(self, images: Float[Tensor, "B 3 H W"], layer: int) -> Float[Tensor, "B heads T T"]:
         """Attention weights of a block (1-based) on fully visible images; prefix tokens come first, rows sum to 1."""
