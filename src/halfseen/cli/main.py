@@ -42,8 +42,10 @@ COMMANDS: dict[str, Entry] = {
     "knn": Entry("knn", "Measure an encoder by k-nearest neighbours, with baselines."),
     "linear": Entry("linear", "Measure an encoder by linear classifiers (iBOT, MSN, MAE, KAMIM), with baselines."),
     "logistic": Entry("logistic", "Measure an encoder by logistic regression on a few labels (MSN), with baselines."),
+    "finetune": Entry("finetune", "Train an encoder on as a classifier (MAE, SimMIM, KAMIM ...), with baselines."),
     "cluster": Entry("cluster", "Compare clusters of the features with the classes (iBOT), with baselines."),
     "intermediate": Entry("intermediate", "Train an encoder on, on labels of images or patches (ViNy)."),
+    "segment": Entry("segment", "Measure an encoder by the classes of pixels (ViNy, linear, k-NN), with baselines."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),
@@ -130,11 +132,20 @@ def set_up_logging() -> None:
     logger.propagate = False
 
 
+def of_its_task(arguments: list[str]) -> list[str]:
+    """`finetune --task segment ...` as `segment ...`, which has options of its own; anything else as it is."""
+    for task in (["--task", "segment"], ["--task=segment"]):
+        for at in range(1, len(arguments)):
+            if arguments[0] == "finetune" and arguments[at : at + len(task)] == task:
+                return ["segment", *arguments[1:at], *arguments[at + len(task) :]]
+    return arguments
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command line and gives the exit code; only faults of ours come out as exceptions."""
     usage_error = cast("type[typer.BadParameter]", typer.BadParameter.__base__)  # click's, wherever typer keeps it
     try:
-        words = arguments or ["--help"]
+        words = of_its_task(arguments) or ["--help"]
         code = typer.main.get_command(app).main(args=words, prog_name="halfseen", standalone_mode=False)
         sys.stdout.flush()
     except usage_error as error:

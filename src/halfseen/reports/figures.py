@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from halfseen.reports.runfiles import PictureSet, read_pictures
+from halfseen.reports.runfiles import PictureSet, read_pictures, read_segmentation
 from halfseen.reports.tables import visible
 
 MOST_IMAGES = 8
 CELL_INCHES = 1.15
+TAB_COLOURS = 10
+MOST_NAMED = 24
 
 
 def draw_reconstructions(arrays: Path, out: Path | None = None) -> Path:
@@ -57,3 +59,47 @@ def _rows(pictures: PictureSet) -> list[tuple[str, np.ndarray]]:
 def _plain(text: str) -> str:
     """Text that matplotlib takes as it is: a dollar sign would begin a formula."""
     return visible(text).replace("$", r"\$")
+
+
+def draw_segmentation(arrays: Path, out: Path | None = None) -> Path:
+    """Draw `segmentation_example.npz`: a row per image with the image, the target and the prediction.
+
+    Args:
+        arrays: what `evaluation.segmentation` wrote.
+        out: the PNG to write; None = beside the arrays.
+    Raises:
+        CheckpointError: if the arrays can't be read.
+    """
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    content = read_segmentation(arrays)
+    names = [_plain(name) for name in content.names]
+    palette = colormaps["tab10" if len(names) <= TAB_COLOURS else "turbo"]
+    colours = palette(np.arange(len(names)) if len(names) <= TAB_COLOURS else np.linspace(0, 1, len(names)))[:, :3]
+    # One colour more for pixels of no class.
+    table = np.concatenate([colours, np.ones((256 - len(names), 3))])
+    rows = len(content.images)
+    width = max(CELL_INCHES * 1.6 * 3, 4.5)
+    figure = Figure(figsize=(width, CELL_INCHES * 1.6 * rows + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for line, image, target, prediction, miou in zip(
+        axes, content.images, content.targets, content.predictions, content.miou, strict=True
+    ):
+        line[0].set_ylabel(f"IoU {100 * miou:.0f} %", fontsize=8)
+        for axis, picture in zip(line, (image, table[target], table[prediction]), strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+    for axis, title in zip(axes[0], ("image", "target", "prediction"), strict=True):
+        axis.set_title(title, fontsize=9)
+    shown = np.unique(np.concatenate([content.targets.ravel(), content.predictions.ravel()]))
+    handles = [Patch(color=table[label], label=names[label]) for label in shown[shown < len(names)][:MOST_NAMED]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
+    out = arrays.with_suffix(".png") if out is None else out
+    figure.savefig(out, dpi=150)
+    return out

@@ -98,6 +98,23 @@ class PictureSet(NamedTuple):
     note: str
 
 
+class SegmentationSet(NamedTuple):
+    """The arrays of a `segmentation_example.npz`.
+
+    Attributes:
+        images: uint8 [n, H, W, 3].
+        targets, predictions: uint8 [n, H, W], class of each pixel; targets of 255 belong to none.
+        miou: float64 [n], mean intersection over union of each image, in [0, 1].
+        names: of the classes.
+    """
+
+    images: NDArray[np.uint8]
+    targets: NDArray[np.uint8]
+    predictions: NDArray[np.uint8]
+    miou: NDArray[np.float64]
+    names: NDArray[np.str_]
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """All that a report tells about one run.
@@ -263,6 +280,19 @@ def read_pictures(path: Path) -> PictureSet:
     if pictures is None:
         raise CheckpointError(f"'{path}' holds no reconstructions. {' '.join(problems)}".strip())
     return pictures
+
+
+def read_segmentation(path: Path) -> SegmentationSet:
+    """The examples of a `segmentation_example.npz`.
+
+    Raises:
+        CheckpointError: if the file can't be read.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return SegmentationSet(**{name: arrays[name] for name in SegmentationSet._fields})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"'{path}' holds no examples of a segmentation ({type(error).__name__}).") from None
 
 
 def _read_text(path: Path) -> str:
