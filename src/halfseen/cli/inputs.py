@@ -35,13 +35,20 @@ class Run(NamedTuple):
 
 
 def find_run(word: str) -> Run | None:
-    """The run that a word names; None where it names something else (a file, a timm model, a plain folder)."""
+    """The run of pre-training that a word names; None where it names something else: a file, a timm model, a folder."""
     folder = Path(word)
-    if not (folder / "config.yaml").is_file():
+    if not (folder / "config.yaml").is_file() or is_finetuning(folder):
         return None
     from halfseen.pretraining.folder import read_config
 
     return Run(folder, read_config(folder))
+
+
+def is_finetuning(folder: Path) -> bool:
+    """Whether a folder with a config.yaml is one of fine-tuning, whose encoder is measured like any exported one."""
+    from halfseen.config.yaml_text import read_settings
+
+    return "protocol" in read_settings(folder / "config.yaml")
 
 
 def need_run(word: str) -> Run:

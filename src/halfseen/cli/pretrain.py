@@ -1,14 +1,15 @@
 """`halfseen pretrain`: reads the words, settles the settings, and hands over to `pretraining.run`."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halfseen.cli.arguments import add_override, run_dir_of, settings_file, sort_words
-from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, complain, is_first_process, was_launched
+from halfseen.cli.arguments import add_override, run_dir_of, sort_words
+from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, is_first_process, was_launched
+from halfseen.cli.resuming import launch_again, settings_to_go_on
 from halfseen.errors import ConfigError, HalfseenError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def command(
             "--name": name,
             "--run-dir": run_dir,
         }
-        raise typer.Exit(_launch(devices, words or [], options))
+        raise typer.Exit(launch_again("pretrain", devices, words or [], options))
     from halfseen.pretraining.run import run
 
     result = run(loaded, resume=resume is not None)
@@ -122,45 +123,18 @@ def _of_msn_file(msn_file: Path, file: Path | None, overrides: list[str], device
 def resumed(run: str, recipe: str | None, file: Path | None, overrides: Sequence[str]) -> "Loaded[RunConfig]":
     """The settings with which a run goes on: its own, in which runtime and bookkeeping may be changed.
 
-    Threads that nobody chose are counted anew if another number of processes shares the cores; else they stay, for
-    their number decides the order of float sums.
-
     Raises:
-        ConfigError: no such run, or other settings that decide the weights.
+        ConfigError: no such run, one of fine-tuning, or other settings that decide the weights.
     """
-    from halfseen.config.load import DEFAULT, Layer, load_config
+    from halfseen.config.load import Layer
     from halfseen.config.recipes import recipe_layer
-    from halfseen.config.yaml_text import read_settings, show
-    from halfseen.engine.config import local_processes, science_settings
-    from halfseen.engine.folder import read_environment
+    from halfseen.config.yaml_text import read_settings
     from halfseen.pretraining.config import RunConfig
 
-    stored = settings_file(run)
-    settings = read_settings(stored)
-    layers = [Layer(f"run '{stored.parent}'", settings)]
-    before = science_settings(load_config(RunConfig, layers).config.model_dump(mode="json"))
-    environment, runtime = read_environment(stored.parent), settings.get("runtime")
-    from_cores = environment.get("threads_from_cores", False)
-    if from_cores and environment["processes"] != local_processes() and isinstance(runtime, dict):
-        runtime.pop("threads", None)
-    if recipe is not None:
-        layers.append(recipe_layer(recipe))
+    layers = [] if recipe is None else [recipe_layer(recipe)]
     if file is not None:
         layers.append(Layer(f"file '{file}'", read_settings(file)))
-    loaded = load_config(RunConfig, layers, add_override(overrides, "run_dir", str(stored.parent), "--resume"))
-    now = science_settings(loaded.config.model_dump(mode="json"))
-    changed = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
-    if changed:
-        raise ConfigError(
-            "\n".join(
-                f"{key}: got {show(now.get(key))}, but the run in '{stored.parent}' was started with "
-                f"{show(before.get(key))}. Leave it out to go on, or start a new run."
-                for key in changed
-            )
-        )
-    if from_cores and loaded.provenance["runtime.threads"] == layers[0].name:
-        loaded.provenance["runtime.threads"] = DEFAULT
-    return loaded
+    return settings_to_go_on(RunConfig, "pretrain", run, layers, overrides)
 
 
 def print_result(result: "RunResult") -> None:
@@ -188,14 +162,3 @@ def _print_dry_run(loaded: "Loaded[RunConfig]", devices: int) -> None:
     if is_first_process():
         typer.echo(dump_config(loaded.config, loaded.provenance), nl=False)
         typer.echo(f"\n{describe(loaded.config, devices)}")
-
-
-def _launch(devices: int, words: Sequence[str], options: Mapping[str, object]) -> int:
-    """Runs the same command line in several processes and gives the exit code."""
-    from halfseen.engine.distributed import launch
-
-    given = [part for option, value in options.items() if value is not None for part in (option, str(value))]
-    ended = launch(devices, ["pretrain", *words, *given])
-    if ended.message is not None:
-        complain(ended.message)
-    return ended.exit_code

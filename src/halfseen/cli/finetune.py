@@ -1,0 +1,246 @@
+"""`halfseen finetune`: an encoder trained on as a classifier, by the published protocols."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from halfseen.cli.arguments import override, run_dir_of
+from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, is_first_process
+from halfseen.cli.inputs import Run, console, find_run, whole_or_split
+from halfseen.cli.measuring import Device, ImageSize, Precision, Pretrained, Role, TestData, labelled_data, subject_of
+from halfseen.cli.resuming import launch_again, settings_to_go_on
+from halfseen.config.load import is_override
+from halfseen.errors import ConfigError, HalfseenError
+
+if TYPE_CHECKING:
+    from halfseen.backbones.base import Encoder
+    from halfseen.config.load import Loaded
+    from halfseen.evaluation.finetune import FinetuneOutcome
+    from halfseen.evaluation.finetune_config import FinetuneConfig, Protocol
+    from halfseen.evaluation.statements import Split
+    from halfseen.evaluation.subject import Subject
+
+
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ENCODER [KEY=VALUE]...",
+            help="ENCODER: a run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME. KEY=VALUE: "
+            "any other setting, such as train.epochs=20 or layer_decay=0.65.",
+        ),
+    ] = None,
+    train: Annotated[str | None, typer.Option(help="DATA to train on; a run's own data if left out.")] = None,
+    test: TestData = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="finetune (small images, a CPU; the default), mae-finetune, simmim-finetune, localmim-finetune, "
+            "kamim-finetune, msn-finetune or ibot-finetune."
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Go on with this fine-tuning run, from its newest checkpoint.")
+    ] = None,
+    task: Annotated[
+        Literal["classify", "segment"], typer.Option(help="classify, or segment: the same as `halfseen segment`.")
+    ] = "classify",
+    baselines: Annotated[
+        bool | None,
+        typer.Option(help="Train the same network from random weights, too; the protocol's choice if left out."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Keep the run in runs/NAME.")] = None,
+    run_dir: Annotated[str | None, typer.Option(help="Keep the run in this folder.")] = None,
+    role: Role = None,
+    image_size: ImageSize = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Draws order, augmentation, first weights and splits.")
+    ] = None,
+    device: Device = None,
+    precision: Precision = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
+    pretrained: Pretrained = False,
+) -> None:
+    """Train an encoder on as a classifier and measure it on test images.
+
+    The same network from random weights is trained beside it (--baselines).
+
+    \b
+    Examples:
+      halfseen finetune runs/demo --train bundled:fashion --test bundled:fashion
+      halfseen finetune vit_base.pth --train imagenet --protocol mae-finetune
+      halfseen finetune --resume runs/finetune-fashion-1
+    """
+    encoder, overrides = _sorted(words or [])
+    options = {
+        "test": test,
+        "baselines": None if baselines is None else str(baselines).lower(),
+        "data.image_size": image_size,
+        "seed": seed,
+        "runtime.device": device,
+        "runtime.precision": precision,
+        "runtime.workers": workers,
+        "run_dir": run_dir_of(name, run_dir),
+    }
+    changes = [override(key, str(value)) for key, value in options.items() if value is not None] + overrides
+    if resume is not None:
+        refused = {"ENCODER": encoder, "--train": train, "--role": role, "--name": name, "--run-dir": run_dir}
+        given = [option for option, value in refused.items() if value is not None]
+        if given:
+            raise ConfigError(f"--resume goes on with the run's own encoder, data and folder. Leave out {given[0]}.")
+    elif encoder is None:
+        raise ConfigError("ENCODER: missing. Name a run, a file of weights or timm:NAME, or --resume FOLDER.")
+    if devices > 1:
+        launched = {
+            "--train": train,
+            "--protocol": protocol,
+            "--resume": resume,
+            "--role": role,
+            "--pretrained": pretrained or None,
+        }
+        raise typer.Exit(
+            launch_again("finetune", devices, [*([] if encoder is None else [encoder]), *changes], launched)
+        )
+    try:
+        subject, config, settings = (
+            _new(str(encoder), changes, train, protocol or "finetune", role, pretrained)
+            if resume is None
+            else _old(resume, changes, protocol)
+        )
+        splits = _splits(config.config)
+    except HalfseenError:
+        if is_first_process():
+            raise
+        raise typer.Exit(USERS_FAULT) from None
+    from halfseen.evaluation.finetune import finetune
+
+    outcome = finetune(subject, *splits, config, settings, resume=resume is not None)
+    if is_first_process():
+        _show(outcome, config.config)
+    if not outcome.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _sorted(words: list[str]) -> tuple[str | None, list[str]]:
+    """The encoder's word, if there is one, and the overrides."""
+    plain = [word for word in words if not is_override(word)]
+    if len(plain) > 1:
+        raise ConfigError(
+            f"got {len(plain)} encoders ({', '.join(repr(word) for word in plain)}), expected one ENCODER and "
+            "key=value words. Name the images by --train and --test."
+        )
+    return (plain[0] if plain else None), [word for word in words if is_override(word)]
+
+
+def _new(
+    word: str, changes: list[str], train: str | None, name: str, role: str | None, pretrained: bool
+) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
+    """A run that begins: its encoder, and the protocol's settings for it."""
+    from halfseen.backbones.weights import load_encoder
+    from halfseen.config.load import Layer, load_config
+    from halfseen.engine.config import RuntimeConfig
+    from halfseen.evaluation.finetune_config import FinetuneConfig, finetune_settings
+
+    run = find_run(word)
+    loaded = load_encoder(word, role, pretrained=pretrained)
+    asked = next((text.partition("=")[2] for text in changes if text.startswith("data.image_size=")), None)
+    size = int(asked) if asked is not None and asked.isdigit() else loaded.image_size
+    settings = finetune_settings(name, loaded.encoder, size)
+    own: dict[str, object] = {
+        "encoder": word,
+        "data": {
+            **({} if run is None else _of_run(run)),
+            "image_size": loaded.image_size,
+            "mean": list(loaded.mean),
+            "std": list(loaded.std),
+        },
+    }
+    source = labelled_data(train, run, "the labelled images to train on")
+    layers = [Layer(f"the protocol {name}", settings.settings), Layer("the encoder", own)]  # type: ignore[arg-type]
+    if train is not None:
+        changes = [override("data.source", source), *changes]
+    config = load_config(FinetuneConfig, layers, changes)
+    runtime: RuntimeConfig = config.config.runtime
+    return subject_of(loaded, runtime, run, config.config.seed, runtime.workers), config, settings
+
+
+def _of_run(run: Run) -> dict[str, object]:
+    """Where a run's images are; which of them it was trained on is not what fine-tuning is restricted to."""
+    data = run.config.data
+    return {"source": data.source, "root_dir": data.root_dir, "skip_list": data.skip_list}
+
+
+def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
+    """A run that goes on, with the encoders it has kept."""
+    from halfseen.backbones.weights import load_encoder
+    from halfseen.evaluation.finetune import RANDOM, START
+    from halfseen.evaluation.finetune_config import FinetuneConfig, finetune_settings
+    from halfseen.evaluation.subject import Subject
+
+    changes = changes if name is None else [override("protocol", name), *changes]
+    config = settings_to_go_on(FinetuneConfig, "finetune", folder, [], changes, free=["baselines"])
+    settled = config.config
+    loaded = load_encoder(Path(folder) / START)
+    random = Path(folder) / RANDOM / START
+    run = find_run(settled.encoder)
+
+    def random_encoder() -> "Encoder":
+        return load_encoder(random).encoder
+
+    subject = Subject(
+        loaded.encoder,
+        random_encoder if random.is_dir() else None,
+        settled.data.mean,
+        settled.data.std,
+        settled.encoder,
+        role=loaded.role,
+        pretrained_on=_seen(run),
+        device=settled.runtime.device,
+        precision=settled.runtime.precision,
+    )
+    return subject, config, finetune_settings(settled.protocol, loaded.encoder, settled.data.image_size)
+
+
+def _seen(run: Run | None) -> str | None:
+    if run is None:
+        return None
+    from halfseen.reports.runfiles import pretraining_fingerprint
+
+    return pretraining_fingerprint(run.folder)
+
+
+def _splits(config: "FinetuneConfig") -> "tuple[Split, Split | None]":
+    """Training and test images; None for these where they have to be cut off the training images."""
+    from halfseen.data.sources import open_source
+    from halfseen.evaluation.statements import Split
+
+    source = config.data.source
+    train = Split(open_source(source, "train", config=config.data), "train")
+    asked = config.test or source
+    split = whole_or_split(asked, "test")
+    if split == "train" and asked == source:
+        return train, None
+    return train, Split(open_source(asked, split, config=config.data), split if split == "test" else "all")
+
+
+def _show(outcome: "FinetuneOutcome", config: "FinetuneConfig") -> None:
+    """The result, for the person at the terminal; a run that was fine-tuned gets a copy of it."""
+    from halfseen.reports.runfiles import Evaluation
+    from halfseen.reports.tables import result_table
+
+    screen = console()
+    result = outcome.result
+    if result is not None:
+        screen.print(result_table(Evaluation.model_validate(result.model_dump())))
+        for note in result.notes:
+            screen.print(f"- {note}", soft_wrap=True)
+    screen.print(outcome.message, soft_wrap=True)
+    if outcome.classifier is not None:
+        screen.print(f"Classifier: {outcome.classifier}", soft_wrap=True)
+    run = find_run(config.encoder)
+    if result is not None and run is not None:
+        path = result.write(run.folder / "evaluations")
+        screen.print(f"Written: {path}", soft_wrap=True)
+        screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)
