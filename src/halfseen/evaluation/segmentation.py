@@ -8,6 +8,7 @@ import contextlib
 import copy
 import importlib.metadata
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +34,11 @@ from halfseen.data.resident import (
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import JoinedSource
 from halfseen.data.subsets import draw_train_and_test
-from halfseen.engine.checkpoint import Identity, list_checkpoints
-from halfseen.engine.folder import hold_folder
+from halfseen.engine.checkpoint import FOLDER as CHECKPOINTS
+from halfseen.engine.checkpoint import Identity
+from halfseen.engine.folder import hold_folder, write_json
 from halfseen.engine.precision import autocast
-from halfseen.errors import ConfigError, DataError, WeightsError
+from halfseen.errors import CheckpointError, ConfigError, DataError, WeightsError
 from halfseen.evaluation.features import Precision, draw_subset
 from halfseen.evaluation.resident_training import logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import ClassResult, Result, SplitUsed
@@ -63,7 +65,7 @@ from halfseen.ops.pixels import Channels
 from halfseen.ops.randomness import numpy_generator, stream_seed
 from halfseen.ops.segmentation import IGNORED, dataset_class_iou, image_scores, pixel_confusion
 
-HEAD = "head.safetensors"
+HEAD, IDENTITY, TRAINING = "head.safetensors", "segmentation.json", "training"
 EXAMPLES = Path("figures") / "segmentation_example.npz"
 NUM_EXAMPLES = 4
 TEST_SHARE = 0.2
@@ -95,7 +97,7 @@ def segmentation_protocol(
         seed: draws heads, order, augmentation, and the subset of voting patches.
         run_dir: gets the model (`encoder.safetensors`, `encoder.json`, `head.safetensors`), the result, example
             predictions (`figures/segmentation_example.npz`) and checkpoints; None keeps nothing.
-        resume: go on with what was interrupted in `run_dir`.
+        resume: go on with what was interrupted in `run_dir`; what is finished there is read.
     Raises:
         DataError: no masks, masks that don't fit their images or each other, one class only, too few images.
         ShapeError: an image size that tokens don't divide.
@@ -107,7 +109,11 @@ def segmentation_protocol(
     started = time.monotonic()
     check_size(subject.encoder, subject.size)
     task = prepare_task(train, test, config, seed)
-    with _working_folder(run_dir, config, resume) as folder:
+    identity = _identity(subject, task, config, seed)
+    with _working_folder(run_dir, config, identity, resume) as folder:
+        finished = folder / f"{config.protocol}.json"
+        if finished.is_file():
+            return Result.model_validate_json(finished.read_text(encoding="utf-8"))
         seen = _read_both(subject, task, config, seed, on_progress)
         rivals = _Rivals(subject, task, config, seen.train, folder, seed, resume, on_progress)
         segmenters = rivals.all()
@@ -125,6 +131,8 @@ def segmentation_protocol(
             _write_examples(own, seen.test, counts["encoder"].test, task.names, subject, run_dir / EXAMPLES)
             _write_model(own, subject, task, config, seed, answer, run_dir)
             result.write(run_dir)  # Last: it is the sign that all is there.
+            for checkpoints in (run_dir / TRAINING).glob(f"*/{CHECKPOINTS}"):
+                shutil.rmtree(checkpoints)  # Nothing goes on from here.
     return result
 
 
@@ -288,22 +296,43 @@ def prepare_task(train: Split, test: Split | None, config: SegmentationConfig, s
     return Task(splits[0], splits[1], names, tuple(notes))
 
 
+def _identity(subject: Subject, task: Task, config: SegmentationConfig, seed: int) -> Identity:
+    """All that decides the numbers."""
+    settings = config.model_dump(mode="json", exclude={"protocol"})
+    settings |= {
+        "seed": seed,
+        "train": task.train.source.fingerprint(),
+        "test": task.test.source.fingerprint(),
+        "encoder": weights_fingerprint(subject.encoder),
+        "image_size": subject.size,
+    }
+    return Identity(f"segmentation {config.protocol}", settings)
+
+
 @contextlib.contextmanager
-def _working_folder(run_dir: Path | None, config: SegmentationConfig, resume: bool) -> Iterator[Path]:
+def _working_folder(
+    run_dir: Path | None, config: SegmentationConfig, identity: Identity, resume: bool
+) -> Iterator[Path]:
     """Where checkpoints go: `run_dir`, held by this process alone, or a folder that vanishes."""
     if run_dir is None:
         with tempfile.TemporaryDirectory(prefix="halfseen-segment-") as made:
             yield Path(made)
         return
     if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"'{run_dir}' is a file. Give a folder for the segmentation model.")
-    done = (run_dir / f"{config.protocol}.json").is_file()
-    begun = any(list_checkpoints(path) for path in run_dir.glob("training/*"))
-    if done or (begun and not resume):
-        way = "another folder" if done else "the same words with --resume to go on, or another folder"
-        raise ConfigError(f"run_dir: '{run_dir}' holds a segmentation already. Give {way}.")
+        raise ConfigError(f"run_dir: '{run_dir}' is a file. Give a folder for the segmentation model.")
+    mark = run_dir / IDENTITY
+    if mark.is_file() and not resume:
+        raise ConfigError(
+            f"run_dir: '{run_dir}' holds a segmentation already. Add --resume to go on with it, or give another folder."
+        )
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8"))["identity"] != identity.digest:
+        raise CheckpointError(
+            f"run_dir: the segmentation in '{run_dir}' was begun with other settings, images or weights. Give those "
+            "again, or another folder."
+        )
     run_dir.mkdir(parents=True, exist_ok=True)
     with hold_folder(run_dir):
+        write_json(mark, {"protocol": config.protocol, "identity": identity.digest})
         yield run_dir
 
 
@@ -380,7 +409,9 @@ class _Rivals:
 
     def curves(self) -> dict[str, list[float]]:
         """Epochs and losses of the encoder's training."""
-        return {} if self.config.method == "knn" else logged_curves(self.folder / "training/encoder", ("epoch", "loss"))
+        return (
+            {} if self.config.method == "knn" else logged_curves(self.folder / TRAINING / "encoder", ("epoch", "loss"))
+        )
 
     @property
     def _sampler(self) -> StepSampler:
@@ -451,7 +482,7 @@ class _Rivals:
             self.config.training(loader.steps_per_epoch, len(self.data.labels)),
             self.subject,
             Identity(f"segmentation {self.config.method} {name}", settings),
-            self.folder / "training" / name,
+            self.folder / TRAINING / name,
             seed=self.seed,
             resume=self.resume,
             words=f"training: {name}",

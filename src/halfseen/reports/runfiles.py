@@ -67,6 +67,7 @@ class Evaluation(BaseModel):
     seed: int
     protocol_text: str = ""
     headline: dict[str, float] = Field(default_factory=dict)
+    primary: str = "top1"
     features: str = ""
     feature_dim: int | None = None
     role: str = "student"

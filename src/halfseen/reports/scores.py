@@ -74,7 +74,7 @@ class EvaluationView(NamedTuple):
     notes: list[str]
     class_columns: list[str]
     per_class: list[Row]
-    per_class_setting: str
+    per_class_caption: str
     confusion: list[ConfusionRow]
     confusion_names: list[str]
 
@@ -89,12 +89,12 @@ def headline_cards(result: Evaluation) -> list[Card]:
     setting = _setting_words(result)
     cards = []
     for name, metrics in {"encoder": result.metrics, **result.baselines}.items():
-        if "top1" not in metrics:
+        if result.primary not in metrics:
             continue
         interval = result.confidence_interval.get(name)
         fine = f"95 % interval {interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
         label = f"{result.protocol}{setting}: {subject(name)}" if name == "encoder" else subject(name)
-        cards.append(Card(visible(label), f"{metrics['top1']:.1f}", fine))
+        cards.append(Card(visible(label), f"{metrics[result.primary]:.1f}", fine))
     return cards
 
 
@@ -102,9 +102,9 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
     names = ["encoder", *result.baselines]
     values = [result.metrics, *result.baselines.values()]
     bars = [
-        _bar(name, metrics["top1"], result.confidence_interval.get(name))
+        _bar(name, metrics[result.primary], result.confidence_interval.get(name))
         for name, metrics in zip(names, values, strict=True)
-        if "top1" in metrics
+        if result.primary in metrics
     ]
     class_names = [row.name for row in result.per_class]
     confusion = result.confusion if result.confusion and len(result.confusion) <= MOST_CONFUSION else None
@@ -125,7 +125,7 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
             for key in detail_keys(result.metrics)
         ],
         bars=bars,
-        bars_title=f"Top-1 accuracy in percent{_setting_words(result)}, n = {result.n:,}",
+        bars_title=f"{_primary_words(result)} in percent{_setting_words(result)}, n = {result.n:,}",
         bars_words="; ".join(f"{bar.label}: {bar.text}" for bar in bars),
         confidence_text=result.confidence_text,
         notes=result.notes,
@@ -134,7 +134,9 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
             _row(row.name, [row.encoder, *(row.baselines.get(name) for name in names[1:])], names, row.n)
             for row in result.per_class
         ],
-        per_class_setting=_setting_words(result),
+        per_class_caption="Intersection over union of each class, all test pixels pooled, in percent; n images show it"
+        if result.primary == "miou"
+        else f"Share of each class's test images that are classified rightly, in percent{_setting_words(result)}",
         confusion=[] if confusion is None else _confusion(class_names, confusion),
         confusion_names=[visible(name) for name in class_names],
     )
@@ -142,10 +144,15 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
 
 def accuracy_text(result: Evaluation, name: str) -> str:
     metrics = result.metrics if name == "encoder" else result.baselines.get(name, {})
-    if "top1" not in metrics:
+    if result.primary not in metrics:
         return ""
     interval = result.confidence_interval.get(name)
-    return f"{metrics['top1']:.1f}" + (f" ({interval[0]:.1f} - {interval[1]:.1f})" if interval else "")
+    return f"{metrics[result.primary]:.1f}" + (f" ({interval[0]:.1f} - {interval[1]:.1f})" if interval else "")
+
+
+def _primary_words(result: Evaluation) -> str:
+    words = metric_words(result.primary)
+    return f"{words.capitalize()} accuracy" if result.primary.startswith("top") else words[:1].upper() + words[1:]
 
 
 def _setting_words(result: Evaluation) -> str:

@@ -19,6 +19,16 @@ SUBJECTS: dict[str, str] = {
 }
 
 
+WORDS: dict[str, str] = {
+    "train": "labelled images",
+    "all": "all labels",
+    "miou": "mean IoU",
+    "present": "classes that are there",
+    "dataset": "all pixels pooled",
+}
+"""Parts of a metric's name."""
+
+
 def subject(name: str) -> str:
     """What a row of a result is about, in words."""
     return SUBJECTS.get(name, name.replace("_", " "))
@@ -39,14 +49,15 @@ def metric_words(key: str) -> str:
         elif part.endswith("percent"):
             words.append(f"{part.removesuffix('percent')} % of the labels")
         else:
-            words.append({"train": "labelled images", "all": "all labels"}.get(part, part))
+            words.append(WORDS.get(part, part))
     return ", ".join(words)
 
 
 def detail_keys(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics beside the headline: one per k and T; the headline itself where there is nothing else."""
+    """The metrics to list: without a headline that stands there once more, as the one of its k and T."""
     means = [key for key in metrics if not key.endswith(SPREAD)]
-    return [key for key in means if "_" in key] or means
+    settings = {key.partition("_")[0] for key in means if "_" in key and not key.endswith("_train")}
+    return [key for key in means if not (key.startswith("top") and key in settings)]
 
 
 def metric_text(metrics: Mapping[str, float], key: str, digits: int = 2) -> str:
@@ -65,7 +76,7 @@ def result_table(result: Evaluation) -> Table:
     # Text objects: names come from files and folders, and square brackets in them are no mark-up.
     table = Table(title=Text(title), title_justify="left", caption=Text(result.confidence_text), caption_justify="left")
     names = ["encoder", *result.baselines]
-    table.add_column("accuracy in %")
+    table.add_column("accuracy in %" if result.primary.startswith("top") else "in %")
     for name in names:
         table.add_column(Text(subject(name)), justify="right")
     columns = [result.metrics, *result.baselines.values()]
@@ -78,7 +89,7 @@ def result_table(result: Evaluation) -> Table:
         intervals = [result.confidence_interval.get(name) for name in names]
         table.add_section()
         table.add_row(
-            f"95 % interval of top-1{setting}",
+            f"95 % interval of {metric_words(result.primary)}{setting}",
             *(f"{pair[0]:.1f} - {pair[1]:.1f}" if pair else "" for pair in intervals),
         )
     return table
