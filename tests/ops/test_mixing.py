@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from halfseen.ops.mixing import mix_or_cut
+from halfseen.ops.mixing import mix_or_cut, mix_up, mixup_share
 
 
 @pytest.fixture
@@ -34,3 +34,20 @@ def test_the_kept_share_is_uniform(batch):
     blended = torch.stack([each.labels[0, 0] for each in mixed if len(each.images[1].unique()) == 1])
     assert 0.45 < float(blended.mean()) < 0.55
     assert float(blended.std()) == pytest.approx(12**-0.5, abs=0.05)
+
+
+def test_mixup_keeps_a_share_of_each_image_and_label(batch):
+    images, labels = batch
+    mixed = mix_up(images, labels, 0.75)
+    torch.testing.assert_close(mixed.images[:, 0, 0, 0], torch.tensor([1.75, 1.75, 2.75, 3.75]))
+    assert mixed.labels[0].tolist() == [0.75, 0.0, 0.0, 0.25]
+    torch.testing.assert_close(mixed.images.mean(dim=(1, 2, 3)), mixed.labels @ torch.arange(1.0, 5.0))
+    assert torch.equal(mix_up(images, labels, 1.0).images, images)
+
+
+def test_shares_of_mixup_follow_their_distribution():
+    shares = torch.tensor([mixup_share(0.1, 3, "mixup", step) for step in range(2000)])
+    assert mixup_share(0.1, 3, "mixup", 7) == pytest.approx(float(shares[7]))
+    assert 0.0 <= float(shares.min()) and float(shares.max()) <= 1.0
+    assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
+    assert float(shares.var()) == pytest.approx(1 / (4 * 1.2), abs=0.01)  # of Beta(a, a): 1 / (4 (2 a + 1))

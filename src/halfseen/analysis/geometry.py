@@ -176,7 +176,7 @@ def train_patch_probe(
             scores = probe(tokens.detach().flatten(0, 1))
             loss = F.cross_entropy(scores, flat, ignore_index=-1)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             loss_of.append(loss.detach().double())
             right.append((scores.detach().argmax(dim=1) == flat).sum())

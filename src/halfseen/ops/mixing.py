@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from halfseen.ops.randomness import numpy_generator
+
 
 class Mixed(NamedTuple):
     """A blended batch.
@@ -43,3 +45,22 @@ def mix_or_cut(images: Float[Tensor, "B 3 H W"], labels: Float[Tensor, "B C"], g
     pasted[..., top:bottom, left:right] = others[..., top:bottom, left:right]
     share = (right - left) * (bottom - top) / (H * W)
     return Mixed(pasted, labels * (1 - share) + labels.roll(1, 0) * share)
+
+
+def mix_up(images: Float[Tensor, "B 3 H W"], labels: Float[Tensor, "B C"], kept: float) -> Mixed:
+    """MixUp of every image with the one before it in the batch: `kept` of itself, 1 - `kept` of the other.
+
+    Args:
+        labels: one-hot, or shares that sum to 1.
+        kept: share in [0, 1], the same for the whole batch; see `mixup_share`.
+    Source: MixUp, arXiv 1710.09412, in the form of ViNy's code, arXiv 2512.03862.
+    """
+    return Mixed(
+        images * kept + images.roll(1, 0) * (1 - kept),
+        labels * kept + labels.roll(1, 0) * (1 - kept),
+    )
+
+
+def mixup_share(alpha: float, *key: int | str) -> float:
+    """The share that MixUp keeps of an image: a draw from Beta(alpha, alpha), a fixed function of the key."""
+    return float(numpy_generator(*key).beta(alpha, alpha))
