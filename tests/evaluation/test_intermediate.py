@@ -259,7 +259,7 @@ def test_what_cannot_be_learned_is_said(train: Split, scenes: Source, tmp_path: 
     with pytest.raises(DataError, match="has classes that"):
         run(train, tmp_path, test=stripes(8, 1))
     cropping = encoder_of({**VIT, "crop_to_patches": True}, image_size=36)
-    with pytest.raises(ShapeError, match="36 pixels are no multiple of the 8 pixels that a token covers"):
+    with pytest.raises(ShapeError, match="got 36, which is no multiple of the 8 pixels"):
         run(train, tmp_path, settings("patchwise"), encoder=cropping)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is a file"):

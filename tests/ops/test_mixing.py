@@ -48,6 +48,6 @@ def test_mixup_keeps_a_share_of_each_image_and_label(batch):
 def test_shares_of_mixup_follow_their_distribution():
     shares = torch.tensor([mixup_share(0.1, 3, "mixup", step) for step in range(2000)])
     assert mixup_share(0.1, 3, "mixup", 7) == pytest.approx(float(shares[7]))
-    assert 0.0 <= float(shares.min()) and float(shares.max()) <= 1.0
+    assert float(shares.min()) >= 0.0 and float(shares.max()) <= 1.0
     assert float(shares.mean()) == pytest.approx(0.5, abs=0.03)
     assert float(shares.var()) == pytest.approx(1 / (4 * 1.2), abs=0.01)  # of Beta(a, a): 1 / (4 (2 a + 1))

@@ -5,10 +5,8 @@ engine's loop over images that stay on the device, so an interrupted stage goes 
 """
 
 import copy
-import hashlib
 import importlib.metadata
 import json
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -29,44 +27,36 @@ from halfseen.backbones.viny import ViNyEncoder
 from halfseen.backbones.weights import export_encoder, load_encoder
 from halfseen.data.resident import Resident, ResidentAugmentation, ResidentLoader, read_resident
 from halfseen.data.sampler import StepSampler
-from halfseen.data.sources import Source
-from halfseen.engine.checkpoint import Identity, latest_checkpoint, list_checkpoints
-from halfseen.engine.config import RuntimeConfig
+from halfseen.data.sources import MASKS_GO_WHERE, Source
+from halfseen.engine.checkpoint import Identity, list_checkpoints
 from halfseen.engine.folder import hold_folder
-from halfseen.engine.journal import METRICS, open_journal
-from halfseen.engine.loop import fit
 from halfseen.engine.precision import autocast
-from halfseen.engine.terminal import SilentTerminal
-from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
+from halfseen.errors import CheckpointError, ConfigError, DataError
 from halfseen.evaluation.features import draw_subset
 from halfseen.evaluation.intermediate_config import UNCHANGED, IntermediateConfig
 from halfseen.evaluation.metrics import wilson_interval
+from halfseen.evaluation.resident_training import OneGroup, logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import Result, SplitUsed
+from halfseen.evaluation.segmenters import RAW_MEAN, RAW_STD, check_size
 from halfseen.evaluation.statements import Split, class_names_of, confusion_of, per_class
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_up, mixup_share
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import stream_seed
-from halfseen.types import Batch, GroupKey, Progress, StepOutput
-
-logger = logging.getLogger(__name__)
+from halfseen.types import Batch, Progress, StepOutput
 
 HEAD = "head.safetensors"
 FORWARD_IMAGES = 256
-RAW_MEAN, RAW_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-class Stage(nn.Module, ABC):
+class Stage(OneGroup, ABC):
     """An encoder with a fresh head, as the loop trains it: every weight learns, all in one group.
 
     Attributes:
         encoder: learns in place.
         head: one linear layer, with torch's own start.
     """
-
-    schedule_horizon = 1.0
-    whole_batch_only = False
 
     def __init__(self, encoder: Encoder, num_classes: int, mean: Channels, std: Channels, seed: int) -> None:
         """
@@ -95,16 +85,6 @@ class Stage(nn.Module, ABC):
     def prepared(self, batch: Batch) -> Float[Tensor, "B 3 H W"]:
         """The images of a batch as the encoder sees them."""
         return normalise(batch.views[0], self.mean, self.std)
-
-    def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
-        """All weights decay alike, biases and norms too."""
-        return GroupKey(decay=True)
-
-    def before_update(self, progress: Progress) -> None:
-        """Nothing to do."""
-
-    def after_step(self, progress: Progress) -> None:
-        """Nothing to do."""
 
 
 class ClassificationStage(Stage):
@@ -272,12 +252,7 @@ def keep_encoder(subject: Subject, out: Path) -> Path:
 def _prepare(subject: Subject, train: Split, test: Split | None, config: IntermediateConfig, seed: int) -> _Task:
     """The images and classes of the stage, looked at before any work is done."""
     if config.objective == "patchwise":
-        encoder = subject.encoder
-        if encoder.image_size % encoder.stride:
-            raise ShapeError(
-                f"objective patchwise: {encoder.image_size} pixels are no multiple of the {encoder.stride} pixels that "
-                "a token covers, so some pixels belong to no token. Give an --image-size that is."
-            )
+        check_size(subject.encoder, subject.encoder.image_size)
         names = _mask_names(train, test)
         rows = np.arange(len(train.source))
         test_rows = None if test is None else np.arange(len(test.source))
@@ -317,8 +292,7 @@ def _mask_names(train: Split, test: Split | None) -> tuple[str, ...]:
         if split is not None and not split.source.has_masks:
             raise DataError(
                 f"the objective patchwise needs a mask for each image, but '{split.source.name}' ({split.name}) has "
-                "none. Put masks into a folder `masks` beside the folder `images`, under the same names, or use the "
-                "objective classification."
+                f"none. {MASKS_GO_WHERE} The objective classification needs none."
             )
     names = train.source.mask_names
     if len(names) < 2:
@@ -340,18 +314,10 @@ def _identity(subject: Subject, task: _Task, config: IntermediateConfig, seed: i
     settings |= {
         "seed": seed,
         "images": task.train.source.fingerprint(),
-        "encoder": _fingerprint(subject.encoder),
+        "encoder": weights_fingerprint(subject.encoder),
         "image_size": subject.encoder.image_size,
     }
     return Identity(f"intermediate {config.protocol}", settings)
-
-
-def _fingerprint(encoder: Encoder) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.trunk.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_out(out: Path, protocol: str, resume: bool) -> None:
@@ -445,32 +411,18 @@ def _train(
     )
     augmentation = ResidentAugmentation(config.flip, config.contrast, frozen=False)
     loader = ResidentLoader(data, sampler, stream_seed(seed, "intermediate views"), augmentation)
-    settings = config.training(sampler.steps_per_epoch, count)
-    start = latest_checkpoint(out) if resume else None
-    step = 0 if start is None else int(start.name.removeprefix("step-"))
-    journal = open_journal(out, resume_step=step)
-    last_step, words = settings.last_step(sampler.steps_per_epoch), f"training: {config.protocol}"
-    try:
-        ended = fit(
-            stage,
-            loader,
-            settings,
-            RuntimeConfig.model_validate(
-                {"device": subject.device, "precision": subject.precision, "workers": subject.workers}
-            ),
-            seed=seed,
-            run_dir=out,
-            identity=identity,
-            journal=journal,
-            terminal=SilentTerminal(),
-            resume_from=start,
-            on_log=None if on_progress is None else lambda record: on_progress(words, int(record["step"]), last_step),
-        )
-    finally:
-        journal.close()
-    if not ended.finished:
-        logger.warning("Stopped after step %d of %d; --resume goes on from there.", ended.step, last_step)
-        raise KeyboardInterrupt
+    train_resident(
+        stage,
+        loader,
+        config.training(sampler.steps_per_epoch, count),
+        subject,
+        identity,
+        out,
+        seed=seed,
+        resume=resume,
+        words=f"training: {config.protocol}",
+        on_progress=on_progress,
+    )
 
 
 class _Score(NamedTuple):
@@ -566,7 +518,7 @@ def _result(
         notes=_notes(subject, task, config, own.percent, guesses.get("test", guesses["train"])),
         seconds=round(seconds, 2),
         halfseen_version=importlib.metadata.version("halfseen"),
-        curves=_curves(out),
+        curves=logged_curves(out, ("epoch", "loss", "accuracy")),
     )
 
 
@@ -641,12 +593,6 @@ def _notes(subject: Subject, task: _Task, config: IntermediateConfig, own: float
         notes.append("The encoder saw pixels in [0, 1] without normalisation, and its file says so.")
     notes.append("Whoever measures this encoder should use other images than these, whose labels it has learned.")
     return notes
-
-
-def _curves(out: Path) -> dict[str, list[float]]:
-    """Epoch, loss and accuracy as logged: plain means of the batches' means."""
-    lines = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
-    return {name: [float(line[name]) for line in lines] for name in ("epoch", "loss", "accuracy")}
 
 
 def _export(

@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.engine.config import TrainConfig
 from halfseen.errors import ConfigError
+from halfseen.evaluation.resident_training import resident_settings
 from halfseen.idle import Need, refuse_idle
 
 Objective = Literal["classification", "patchwise"]
-
-MOST_LOG_STEPS = 1000
 
 
 class IntermediateConfig(BaseModel):
@@ -83,20 +82,15 @@ class IntermediateConfig(BaseModel):
 
     def training(self, steps_per_epoch: int, num_images: int) -> TrainConfig:
         """The stage as the loop's settings; fewer images than a batch make one batch."""
-        schedule: dict[str, object] = {"schedule": "constant"}
-        if self.milestones:
-            schedule = {"schedule": "multistep", "milestones": self.milestones, "gamma": self.gamma}
-        return TrainConfig.model_validate(
-            {
-                "epochs": self.epochs,
-                "batch_size": min(self.batch_size, num_images),
-                "drop_last": False,
-                "optimizer": {"betas": (0.9, 0.999), "weight_decay": self.weight_decay},
-                "lr": {"base": self.lr, "reference_batch": None, **schedule},
-                "keep_checkpoints": 1,
-                "log_every_steps": min(steps_per_epoch, MOST_LOG_STEPS),
-                "health_every_steps": None,
-            }
+        return resident_settings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            milestones=self.milestones,
+            gamma=self.gamma,
+            steps_per_epoch=steps_per_epoch,
+            num_images=num_images,
         )
 
 

@@ -6,7 +6,7 @@ What fine-tunings and heads of a few thousand images share.
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -21,6 +21,8 @@ from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.types import GroupKey, Progress
 
 logger = logging.getLogger(__name__)
+
+MOST_LOG_STEPS = 1000
 
 
 class OneGroup(nn.Module):
@@ -38,6 +40,38 @@ class OneGroup(nn.Module):
 
     def after_step(self, progress: Progress) -> None:
         """Nothing to do."""
+
+
+def resident_settings(
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    milestones: Sequence[float],
+    gamma: float,
+    steps_per_epoch: int,
+    num_images: int,
+) -> TrainConfig:
+    """AdamW as torch has it (Adam with a decay of 0), the rate dropping at milestones in epochs.
+
+    Fewer images than a batch make one batch; an epoch's last batch may be smaller.
+    """
+    schedule: dict[str, object] = {"schedule": "constant"}
+    if milestones:
+        schedule = {"schedule": "multistep", "milestones": tuple(milestones), "gamma": gamma}
+    return TrainConfig.model_validate(
+        {
+            "epochs": epochs,
+            "batch_size": min(batch_size, num_images),
+            "drop_last": False,
+            "optimizer": {"betas": (0.9, 0.999), "weight_decay": weight_decay},
+            "lr": {"base": lr, "reference_batch": None, **schedule},
+            "keep_checkpoints": 1,
+            "log_every_steps": min(steps_per_epoch, MOST_LOG_STEPS),
+            "health_every_steps": None,
+        }
+    )
 
 
 def train_resident(
