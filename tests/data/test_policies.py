@@ -1,9 +1,14 @@
-"""torchvision's policies as functions of the sample's own generator."""
+"""torchvision's and timm's policies as functions of the sample's own generator."""
+
+import pickle
+import random
 
 import numpy as np
 import torch
+from PIL import Image
+from timm.data import create_transform
 
-from halfseen.data.policies import trivial_augment_and_erase
+from halfseen.data.policies import RandAugment, trivial_augment_and_erase
 
 
 def test_it_is_a_function_of_the_generator_and_leaves_the_global_state_alone():
@@ -23,3 +28,28 @@ def test_half_of_the_views_lose_a_rectangle():
     erased = (black > 0.015) & (black < 0.36)
     assert 0.35 < erased.mean() < 0.65
     assert len({each.tobytes() for each in changed}) > 150
+
+
+def test_rand_augment_is_that_of_timms_training_transform():
+    policy = "rand-m9-mstd0.5-inc1"
+    theirs = create_transform(48, is_training=True, auto_augment=policy, interpolation="bicubic").transforms[2]
+    ours = RandAugment(policy, 48, (124, 116, 104))
+    view = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    for seed in range(12):
+        state = int(np.random.default_rng(seed).integers(2**32))
+        random.seed(state)
+        np.random.seed(state)  # noqa: NPY002
+        expected = np.asarray(theirs(Image.fromarray(view)))
+        assert np.array_equal(ours(view, np.random.default_rng(seed)), expected)
+
+
+def test_rand_augment_leaves_the_global_states_alone_and_travels():
+    ours = pickle.loads(pickle.dumps(RandAugment("rand-m5-n3", 16, (0, 0, 0))))
+    view = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    expected = random.random(), np.random.random()  # noqa: NPY002
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    ours(view, np.random.default_rng(3))
+    assert (random.random(), np.random.random()) == expected  # noqa: NPY002
