@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from halfseen.backbones.base import Encoder
@@ -98,7 +99,8 @@ def train_resident(
     start = latest_checkpoint(folder) if resume else None
     journal = open_journal(folder, resume_step=0 if start is None else int(start.name.removeprefix("step-")))
     last_step = settings.last_step(loader.steps_per_epoch)
-    runtime = {"device": subject.device, "precision": subject.precision, "workers": subject.workers}
+    # The loop sets the number of threads; here whoever measures has chosen it already.
+    runtime = {"device": subject.device, "precision": subject.precision, "threads": torch.get_num_threads()}
     try:
         ended = fit(
             model,
