@@ -4,6 +4,8 @@ Pure functions of attention among patch tokens, float [B, heads, N, N] without t
 are queries and need not sum to 1 any more: both measures normalise them again, each with its own small constant.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
@@ -34,7 +36,7 @@ def attention_distance(
 
     Args:
         attention: rows are normalised anew after adding 1e-32.
-        distances: from `patch_distances`, on the same device.
+        distances: from `patch_distances`.
     Returns:
         in the unit of `distances`.
     Raises:
@@ -43,13 +45,12 @@ def attention_distance(
         arXiv 2305.00729, official code.
     """
     _check(attention, len(distances))
-    if distances.device.type != "mps":
-        distances = distances.double()
-    wide = distances.dtype
+    near = distances.to(attention.device, attention.dtype)
+    exact = distances.cpu().double()
     # The constant is added to the sums: to the entries it would be one more pass over all pairs.
-    weighted = (attention * distances.to(attention.dtype)).sum(dim=-1).to(wide) + DISTANCE_EPS * distances.sum(dim=-1)
-    total = attention.sum(dim=-1).to(wide) + DISTANCE_EPS * len(distances)
-    return (weighted / total).mean(dim=-1).cpu().double()
+    weighted = (attention * near).sum(dim=-1).cpu().double() + DISTANCE_EPS * exact.sum(dim=-1)
+    total = attention.sum(dim=-1).cpu().double() + DISTANCE_EPS * len(exact)
+    return (weighted / total).mean(dim=-1)
 
 
 def attention_information(attention: Float[Tensor, "B heads N N"]) -> Float32[Tensor, "B heads"]:
@@ -72,13 +73,12 @@ def attention_information(attention: Float[Tensor, "B heads N N"]) -> Float32[Te
     total = weights.sum(dim=-1)
     # sum_k p log p of normalised rows p = w / total, without normalising all pairs first.
     terms = torch.special.entr(weights).sum(dim=-1)
-    wide = torch.float32 if weights.device.type == "mps" else torch.float64
-    own = (-terms.to(wide) / total.to(wide) - total.to(wide).log()).mean(dim=-1)
-    marginal = torch.einsum("bhqk,bhq->bhk", weights, 1 / (patches * total)).to(wide)
+    wide_terms, wide_total = terms.cpu().double(), total.cpu().double()
+    own = (-wide_terms / wide_total - wide_total.log()).mean(dim=-1)
+    marginal = torch.einsum("bhqk,bhq->bhk", weights, 1 / (patches * total)).cpu().double()
     entropy = torch.special.entr(marginal).sum(dim=-1)
-    information = (own + entropy) / (entropy * torch.log(torch.tensor(patches, dtype=wide))).sqrt()
-    result: Tensor = information.float().cpu()
-    return result
+    information: Tensor = (own + entropy) / (entropy * math.log(patches)).sqrt()
+    return information.float()
 
 
 def query_maps(

@@ -1,8 +1,9 @@
 """Noise that is confined to a band of frequencies: what a network needs to recognise an image, coarse or fine."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from halfseen.errors import ShapeError
 
@@ -41,6 +42,25 @@ def band_noise(
     spectrum = torch.fft.fft2(noise) * torch.fft.ifftshift(ring).to(noise.device)
     filtered: Tensor = torch.fft.ifft2(spectrum).real
     return filtered
+
+
+def nearest_class(
+    known: Float[Tensor, "n D"], labels: Int64[Tensor, " n"], queries: Float[Tensor, "m D"]
+) -> Int64[Tensor, " m"] | None:
+    """The class whose mean direction is nearest to each query, of images that are not among the queries.
+
+    Args:
+        known: features of images with labels; those with label -1 don't count.
+    Returns:
+        None where fewer than two classes are known.
+    """
+    classes = torch.unique(labels[labels >= 0])
+    if len(classes) < 2:
+        return None
+    units = F.normalize(known.float(), dim=1)
+    means = torch.stack([units[labels == label].mean(dim=0) for label in classes])
+    nearest: Tensor = classes[(F.normalize(queries.float(), dim=1) @ F.normalize(means, dim=1).T).argmax(dim=1)]
+    return nearest
 
 
 def _square(side: int, frequency: float) -> Tensor:

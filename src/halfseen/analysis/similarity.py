@@ -38,7 +38,8 @@ def _centred(matrix: Tensor) -> Tensor:
     """Centred columns, scaled to unit norm as a whole: then float32 products can't overflow or vanish."""
     wide = matrix.cpu().double()
     wide = wide - wide.mean(dim=0)
-    return (wide / wide.norm()).float()
+    unit: Tensor = (wide / wide.norm()).float()
+    return unit
 
 
 def _product(x: Tensor, y: Tensor) -> Tensor:

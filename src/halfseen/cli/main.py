@@ -46,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "cluster": Entry("cluster", "Compare clusters of the features with the classes (iBOT), with baselines."),
     "intermediate": Entry("intermediate", "Train an encoder on, on labels of images or patches (ViNy)."),
     "segment": Entry("segment", "Measure an encoder by the classes of pixels (ViNy, linear, k-NN), with baselines."),
+    "analyze": Entry("analyze", "Look into encoders: attention, spectra, alignment, geometry, masked queries ..."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),
