@@ -74,17 +74,20 @@ def command(
       halfseen finetune --resume runs/finetune-fashion-1
     """
     encoder, overrides = _sorted(words or [])
-    options = {
+    texts = {
         "test": test,
+        "runtime.device": device,
+        "runtime.precision": precision,
+        "run_dir": run_dir_of(name, run_dir),
+    }
+    numbers = {
         "baselines": None if baselines is None else str(baselines).lower(),
         "data.image_size": image_size,
         "seed": seed,
-        "runtime.device": device,
-        "runtime.precision": precision,
         "runtime.workers": workers,
-        "run_dir": run_dir_of(name, run_dir),
     }
-    changes = [override(key, str(value)) for key, value in options.items() if value is not None] + overrides
+    changes = [override(key, value) for key, value in texts.items() if value is not None]
+    changes += [f"{key}={value}" for key, value in numbers.items() if value is not None] + overrides
     if resume is not None:
         refused = {"ENCODER": encoder, "--train": train, "--role": role, "--name": name, "--run-dir": run_dir}
         given = [option for option, value in refused.items() if value is not None]

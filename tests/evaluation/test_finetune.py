@@ -1,0 +1,384 @@
+"""Fine-tuning: the run and its folder, resuming, what each setting changes, which weights are reported."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from evaluation.subjects import subject_of
+from halfseen.backbones.base import Encoder
+from halfseen.backbones.build import build_encoder
+from halfseen.backbones.config import ModelConfig
+from halfseen.backbones.weights import load_encoder
+from halfseen.config.load import Layer, Loaded, load_config
+from halfseen.data.sources import ArraySource
+from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
+from halfseen.evaluation.classifier import classifier_from, load_classifier
+from halfseen.evaluation.finetune import RANDOM, START, FinetuneOutcome, finetune
+from halfseen.evaluation.finetune_config import (
+    FINETUNE_PROTOCOLS,
+    FinetuneConfig,
+    Protocol,
+    departures,
+    finetune_settings,
+)
+from halfseen.evaluation.statements import Split
+from halfseen.evaluation.subject import Subject
+from halfseen.ops.pixels import normalise
+
+SIDE = 16
+SHORT = (
+    "train.epochs=2", "train.batch_size=8", "train.lr.warmup_epochs=0", "train.log_every_steps=1",
+    "train.health_every_steps=null", "runtime.device=cpu", "runtime.precision=fp32", "runtime.threads=1",
+    "data.image_size=16",
+)  # fmt: skip
+LEARNS = ("train.epochs=12", "train.lr.base=0.2", "layer_decay=1", "augment.crop=squash",
+          "augment.crop_scale=[0.08,1]", "augment.hflip=0")  # fmt: skip
+EVERYTHING = (
+    "drop_path=0.2", "augment.policy=rand-m9-mstd0.5-inc1", "augment.erase=0.5", "mix.mixup=0.8", "mix.cutmix=1",
+    "ema_decay=0.9", "train.clip_norm=1",
+)  # fmt: skip
+
+
+def encoder(name: str = "vit_tiny", seed: int = 0, **sizes: object) -> Encoder:
+    torch.manual_seed(seed)
+    given = {"embed_dim": 16, "num_heads": 2} | ({"depth": 2, "patch_size": 8} if name == "vit_tiny" else {}) | sizes
+    return build_encoder(ModelConfig.model_validate({"name": name, **given}), SIDE)
+
+
+def images(count: int = 24, classes: int = 3, seed: int = 0) -> ArraySource:
+    """Squares at a place that tells the class."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 90, (count, SIDE, SIDE), dtype=np.uint8)
+    labels = np.arange(count) % classes
+    for picture, label in zip(pixels, labels, strict=True):
+        picture[4 * label : 4 * label + 5, 4 * label : 4 * label + 5] += 150
+    return ArraySource(f"squares-{seed}", pixels, labels, [f"place {number}" for number in range(classes)])
+
+
+def prepare(
+    folder: Path | None, *words: str, protocol: str = "finetune", start: Encoder | None = None, short: bool = True
+) -> tuple[Subject, Loaded[FinetuneConfig], Protocol]:
+    """What the command line makes of its words."""
+    own = start or encoder()
+    subject, _ = subject_of(own, lambda: encoder(own.config.name, 1) if start is None else start, pretrained_on="x")
+    settings = finetune_settings(protocol, own)
+    given = [*(SHORT if short else ()), *words] + ([] if folder is None else [f"run_dir={folder}"])
+    layers = [Layer("protocol", settings.settings), Layer("encoder", {"encoder": "here"})]
+    return subject, load_config(FinetuneConfig, layers, given), settings
+
+
+def run(folder: Path, *words: str, resume: bool = False, **prepared: object) -> FinetuneOutcome:
+    subject, loaded, settings = prepare(folder, "baselines=false", *words, **prepared)
+    splits = Split(images(), "train"), Split(images(12, seed=1), "test")
+    return finetune(subject, *splits, loaded, settings, resume=resume)
+
+
+def weights(folder: Path, stem: str = "classifier") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{stem}.safetensors")
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_a_result_with_baselines_and_files_that_timm_loads(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", "baselines=true", *LEARNS)
+    assert outcome.finished and outcome.result is not None
+    result, folder = outcome.result, outcome.run_dir
+    assert set(result.baselines) == {"random_init", "raw_pixels"}
+    assert (result.n, result.n_train, result.num_classes, result.protocol) == (12, 24, 3, "finetune")
+    assert result.metrics["top1"] > 50
+    assert len(result.curves["test_top1_encoder"]) == 12 == len(result.curves["test_top1_random_init"])
+    assert json.loads((folder / "evaluations" / "finetune.json").read_text()) == result.model_dump(mode="json")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["test_top1"] == pytest.approx(result.metrics["top1"], abs=1e-3)
+    about = json.loads((folder / "classifier.json").read_text())
+    model = timm.create_model(about["timm"]["model_name"], **about["timm"]["kwargs"])
+    model.load_state_dict(weights(folder), strict=True)
+    pixels = torch.from_numpy(np.stack([images(12, seed=1).read(index) for index in range(12)])).permute(0, 3, 1, 2)
+    views = normalise(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.no_grad():
+        theirs, ours = model.eval()(views), load_classifier(folder / "classifier.safetensors").eval()(views)
+    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5)
+    assert 100 * float((ours.argmax(1) == torch.arange(12) % 3).double().mean()) == pytest.approx(
+        result.metrics["top1"], abs=1e-3
+    )
+    assert load_encoder(folder).role == "fine-tuned"
+    assert load_encoder(folder / START).encoder.config.final_norm == "tokens"
+    assert (folder / RANDOM / "classifier.safetensors").is_file()
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one_bit_by_bit(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", *EVERYTHING)
+    parts = run(tmp_path / "parts", *EVERYTHING, "train.max_steps=4", "choose=last")
+    assert not equal(weights(whole.run_dir), weights(parts.run_dir))
+    resumed = run(tmp_path / "parts", *EVERYTHING, "runtime.workers=2", resume=True)
+    assert equal(weights(whole.run_dir), weights(resumed.run_dir))
+    assert equal(weights(whole.run_dir, "classifier_best"), weights(resumed.run_dir, "classifier_best"))
+    assert whole.result is not None and resumed.result is not None
+    assert whole.result.metrics == resumed.result.metrics
+    logs = [(run.run_dir / "metrics.jsonl").read_text().splitlines() for run in (whole, resumed)]
+    losses = [{line["step"]: line["loss"] for line in map(json.loads, lines)} for lines in logs]
+    assert losses[0] == losses[1] and list(losses[0]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
+    words = [word for word in EVERYTHING if not word.startswith("drop_path")]
+    one = run(tmp_path / "one", *words, "train.max_steps=2", "mix.group=2")
+    two = run(tmp_path / "two", *words, "train.max_steps=2", "mix.group=2", "train.micro_batch_size=2")
+    first, second = weights(one.run_dir), weights(two.run_dir)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "protocol"),
+    [
+        (["head_std=0.1"], "finetune"),
+        (["head_std=null"], "finetune"),
+        (["feature=cls"], "finetune"),
+        (["feature=mean"], "finetune"),
+        (["drop_path=0.5"], "finetune"),
+        (["layer_decay=0.5"], "finetune"),
+        (["label_smoothing=0.3"], "finetune"),
+        (["ema_decay=0.9"], "finetune"),
+        (["seed=1"], "finetune"),
+        (["choose=held-out"], "finetune"),
+        (["choose=held-out", "held_out=0.3"], "finetune"),
+        (["augment.crop=squash", "augment.crop_scale=[0.08,1]"], "finetune"),
+        (["augment.crop_scale=[0.2,1]"], "finetune"),
+        (["augment.hflip=0"], "finetune"),
+        (["augment.interpolation=bilinear"], "finetune"),
+        (["augment.antialias=false"], "finetune"),
+        (["augment.policy=rand-m9-mstd0.5-inc1"], "finetune"),
+        (["augment.policy=trivial"], "finetune"),
+        (["augment.color_jitter=0.4"], "finetune"),
+        (["augment.erase=0.5"], "finetune"),
+        (["mix.mixup=0.8"], "finetune"),
+        (["mix.cutmix=1"], "finetune"),
+        (["mix.mixup=0.8", "mix.cutmix=1", "mix.switch=0.9"], "finetune"),
+        (["mix.mixup=0.8", "mix.probability=0.5"], "finetune"),
+        (["mix.mixup=0.8", "mix.group=2"], "finetune"),
+        (["mix.form=torchvision", "mix.mixup=1", "mix.cutmix=1", "label_smoothing=0"], "finetune"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else value,
+)
+def test_each_setting_changes_the_weights(words: list[str], protocol: str, tmp_path: Path, plain: Path) -> None:
+    changed = run(tmp_path / "run", "train.max_steps=2", *words, protocol=protocol)
+    assert not equal(weights(plain), weights(changed.run_dir))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that the others differ from in one setting."""
+    return run(tmp_path_factory.mktemp("plain") / "run", "train.max_steps=2").run_dir
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["view.resize=squash"], ["view.crop_ratio=0.5"], ["view.interpolation=bilinear", "view.crop_ratio=0.6"],
+        ["view.antialias=false", "view.crop_ratio=0.6"],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_how_test_images_are_seen_changes_no_weight(words: list[str], tmp_path: Path, plain: Path) -> None:
+    seen = run(tmp_path / "run", "train.max_steps=2", *words)
+    assert equal(weights(plain), weights(seen.run_dir))
+    if words != ["view.resize=squash"]:  # All pictures are squares.
+        losses = [
+            json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1]) for folder in (plain, seen.run_dir)
+        ]
+        assert losses[0]["test_loss"] != losses[1]["test_loss"]
+
+
+def test_fewer_test_images_and_smaller_batches(tmp_path: Path) -> None:
+    few = run(tmp_path / "few", "train.max_steps=2", "view.max_test=7", "view.batch_size=2")
+    assert few.result is not None and few.result.n == 7
+
+
+def test_measurements_come_as_often_as_asked(tmp_path: Path) -> None:
+    rare = run(tmp_path / "run", "train.epochs=4", "evaluate_every_epochs=2")
+    assert rare.result is not None
+    assert rare.result.curves["epoch_encoder"] == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("choose", ["last", "held-out", "test"])
+def test_which_weights_are_reported(choose: str, tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", *LEARNS, "train.epochs=6", f"choose={choose}")
+    result = outcome.result
+    assert result is not None and outcome.classifier is not None
+    curve = result.curves["test_top1_encoder"]
+    if choose == "last":
+        assert outcome.classifier.name == "classifier.safetensors"
+        assert result.metrics["top1"] == curve[-1] and result.headline["epoch"] == 6
+    else:
+        key = "held_out_top1_encoder" if choose == "held-out" else "test_top1_encoder"
+        best = int(np.argmax(result.curves[key]))
+        assert outcome.classifier.name == "classifier_best.safetensors"
+        assert result.metrics["top1"] == curve[best] and result.headline["epoch"] == best + 1
+    assert any("was chosen on the test images" in note for note in result.notes) == (choose == "test")
+    assert result.n_train == (21 if choose == "held-out" else 24)
+    reported = load_classifier(outcome.classifier)
+    kept = load_encoder(outcome.run_dir).encoder
+    assert equal(dict(reported.encoder.trunk.state_dict()), dict(kept.trunk.state_dict()))
+
+
+def test_one_split_is_cut_and_says_so(tmp_path: Path) -> None:
+    subject, loaded, settings = prepare(tmp_path / "run", "baselines=false", "train.max_steps=2")
+    outcome = finetune(subject, Split(images(), "train"), None, loaded, settings)
+    assert outcome.result is not None and (outcome.result.n, outcome.result.n_train) == (6, 18)
+    assert "There is one split only" in outcome.result.notes[0]
+
+
+def test_labels_of_a_test_split_with_other_numbers(tmp_path: Path) -> None:
+    whole = images(30)
+    few = whole.subset(np.flatnonzero(whole.labels > 0))
+    pixels = np.stack([few.read(index) for index in range(len(few))])
+    renumbered = ArraySource("two classes", pixels, np.asarray(few.labels) - 1, ["place 1", "place 2"])
+    subject, loaded, settings = prepare(tmp_path / "run", "baselines=false", *LEARNS)
+    outcome = finetune(subject, Split(images(), "train"), Split(renumbered, "test"), loaded, settings)
+    assert outcome.result is not None and outcome.result.metrics["top1"] > 70
+    assert {each.name for each in outcome.result.per_class} == {"place 1", "place 2"}
+
+
+Build = Callable[[], Split]
+
+
+def test_wrong_images_are_sentences(tmp_path: Path) -> None:
+    def start(train: ArraySource, test: ArraySource, *words: str) -> None:
+        subject, loaded, settings = prepare(tmp_path / "run", *words)
+        finetune(subject, Split(train, "train"), Split(test, "test"), loaded, settings)
+
+    pixels = np.zeros((9, SIDE, SIDE), np.uint8)
+    unlabelled = ArraySource("nothing", pixels, np.full(9, -1), [])
+    with pytest.raises(DataError, match="needs labels, but none of the 9 training images has one"):
+        start(unlabelled, images())
+    with pytest.raises(DataError, match="at least 2 classes"):
+        start(
+            ArraySource("one", pixels, np.zeros(9, int), ["a"]), ArraySource("one too", pixels, np.zeros(9, int), ["a"])
+        )
+    with pytest.raises(DataError, match="has classes that 'squares-0' has not: 'place 3'"):
+        start(images(), images(classes=4, seed=1))
+    with pytest.raises(DataError, match="got 8, but there are only 6 images"):
+        start(images(6), images(seed=1))
+    single = images(3)
+    with pytest.raises(DataError, match="every class has a single training image"):
+        start(single, images(seed=1), "choose=held-out", "train.batch_size=2")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_another_protocol_or_nothing_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", "train.max_steps=2")
+    with pytest.raises(CheckpointError, match="finetune"):
+        run(tmp_path / "run", "train.max_steps=4", protocol="ibot-finetune", resume=True)
+    with pytest.raises(ConfigError, match=r"holds a run already\. Go on with it by `halfseen finetune --resume"):
+        run(tmp_path / "run", "train.max_steps=2")
+    with pytest.raises(CheckpointError, match="is not a run"):
+        run(tmp_path / "other", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["layer_decay=0"], r"layer_decay: got 0, expected a float in \(0, 1\]"),
+        (["layer_decay=1.5"], r"layer_decay: got 1.5, expected a float in \(0, 1\]"),
+        (["mix.mixup=0.8", "train.batch_size=7"], "train.batch_size: got 7, but MixUp and CutMix blend pairs"),
+        (["mix.mixup=0.8", "train.drop_last=false"], "the last batch of an epoch may be odd"),
+        (["mix.switch=0.3"], "switch: got 0.3, but it has no effect here"),
+        (["mix.form=torchvision"], "torchvision's is MixUp or CutMix with alpha 1"),
+        (["augment.policy=wild"], "got 'wild', which timm can't read"),
+        (["augment.policy=rand-m9", "augment.color_jitter=0.4"], "color_jitter: got 0.4 beside policy"),
+        (["augment.crop_scale=[0.9,0.5]"], "expected two rising shares"),
+        (["held_out=0.3"], "held_out: no effect with choose=last"),
+        (["train.freeze={t0: 0.5}"], "all layers learn in fine-tuning"),
+    ],
+)
+def test_wrong_settings_are_sentences(words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        prepare(None, *words)
+
+
+def test_an_unknown_protocol_and_a_missing_class_token() -> None:
+    with pytest.raises(ConfigError, match="protocol: got 'mae', expected one of finetune, mae-finetune"):
+        finetune_settings("mae", encoder())
+    swin = encoder("swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 2), patch_size=4)
+    settings, notes = finetune_settings("ibot-finetune", swin)
+    assert settings["feature"] == "mean" and "has no class token" in notes[-1]
+    with pytest.raises(ShapeError, match=r"no class token\. Use 'mean'"):
+        classifier_from(swin, "cls", 3, torch.Generator())
+
+
+@pytest.mark.parametrize("protocol", FINETUNE_PROTOCOLS)
+def test_every_protocol_is_whole_and_departs_in_nothing(protocol: str) -> None:
+    _, loaded, settings = prepare(None, protocol=protocol, short=False)
+    assert loaded.config.protocol == protocol
+    assert departures(loaded.config, settings) == []
+    _, changed, _ = prepare(None, "layer_decay=0.99", "data.subset_size=9", protocol=protocol, short=False)
+    assert departures(changed.config, settings) == ["layer_decay"]
+
+
+def test_published_settings_by_size() -> None:
+    def of(name: str, model: str, **sizes: object) -> dict[str, object]:
+        network = build_encoder(ModelConfig.model_validate({"name": model, "depth": 1, **sizes}), 224, device="meta")
+        return finetune_settings(name, network).settings
+
+    def swin(name: str, model: str) -> dict[str, object]:
+        config = ModelConfig.model_validate({"name": model, "depths": (1, 1, 1, 1)})
+        return finetune_settings(name, build_encoder(config, 224, device="meta")).settings
+
+    assert of("mae-finetune", "vit_huge")["drop_path"] == 0.3
+    assert of("mae-finetune", "vit_large")["train"]["epochs"] == 50  # type: ignore[index]
+    assert of("mae-finetune", "vit_base")["layer_decay"] == 0.65
+    assert of("ibot-finetune", "vit_small")["train"]["epochs"] == 200  # type: ignore[index]
+    assert of("simmim-finetune", "simmim_vit_base")["layer_decay"] == 0.65
+    assert swin("simmim-finetune", "swin_large") | {} and swin("simmim-finetune", "swin_large")["layer_decay"] == 0.7
+    assert swin("localmim-finetune", "swin_base")["decay_bias_tables"] is True
+    assert swin("kamim-finetune", "swin_tiny")["feature"] == "mean"
+    notes = finetune_settings("mae-finetune", encoder()).notes
+    assert "not published for an encoder 16 wide: the settings are those of base" in notes[0]
+
+
+def test_positions_tables_and_windows_are_resized_and_shared_tables_copied() -> None:
+    beit = encoder("simmim_vit_tiny", depth=2, patch_size=8)
+    classifier = classifier_from(beit, "mean-then-norm", 3, torch.Generator(), image_size=32)
+    tables = [name for name in classifier.state_dict() if name.endswith("relative_position_bias_table")]
+    assert len(tables) == 2 and classifier.encoder.image_size == 32
+    swin = encoder("swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 2), patch_size=2, window_size=4)
+    wider = classifier_from(swin, "mean", 3, torch.Generator(), image_size=32, window_size=8, drop_path=0.3)
+    assert wider.encoder.trunk.layers[0].blocks[0].window_size == (8, 8)
+    images = torch.rand(2, 3, 32, 32)
+    assert wider(images).shape == classifier(images).shape == (2, 3)
+
+
+def test_a_fixed_table_of_positions_becomes_trainable_and_the_start_is_left_alone() -> None:
+    start = encoder()
+    start.use_sincos_positions()
+    before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
+    classifier = classifier_from(start, "cls", 3, torch.Generator(), image_size=32, fresh_norm=True)
+    assert classifier.encoder.trunk.pos_embed.requires_grad
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(1.0)
+    assert equal(before, dict(start.state_dict()))
+
+
+@pytest.mark.parametrize("feature", ["mean", "mean-then-norm"])
+@pytest.mark.parametrize("name", ["swin_tiny", "viny_4m"])
+def test_networks_with_one_norm_of_their_own(name: str, feature: str, tmp_path: Path) -> None:
+    sizes = {"swin_tiny": {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "patch_size": 4}}
+    network = encoder(name, **sizes.get(name, {"depth": 1, "patch_size": 8, "head_dim": 8}))
+    outcome = run(tmp_path / "run", "train.max_steps=2", f"feature={feature}", "fresh_norm=true", start=network)
+    again = load_classifier(outcome.run_dir / "classifier.json")
+    assert again.feature == feature
+    about = json.loads((outcome.run_dir / "classifier.json").read_text())
+    assert (about["timm"] is not None) == (name == "swin_tiny" and feature == "mean")
+    if about["timm"] is not None:
+        model = timm.create_model(about["timm"]["model_name"], **about["timm"]["kwargs"])
+        model.load_state_dict(weights(outcome.run_dir), strict=True)
