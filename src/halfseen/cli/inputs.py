@@ -63,11 +63,19 @@ def need_run(word: str) -> Run:
     return run
 
 
-def open_images(source: str, split: Split, run: Run | None = None) -> "Source":
-    """A split of some data, opened with the run's own settings where it is the run's data."""
+def open_images(source: str, split: Split, run: Run | None = None, size: int | None = None) -> "Source":
+    """A split of some data, opened with the run's own settings where it is the run's data.
+
+    Args:
+        size: side of the images that are looked at: other data that is composed is drawn for it, whoever asks.
+    """
+    from halfseen.data.config import DataConfig
     from halfseen.data.sources import open_source
 
-    return open_source(source, split, config=None if run is None else run.config.data)
+    own = None if run is None else run.config.data
+    if size is not None and (own is None or own.source != source):
+        own = DataConfig(source=source, image_size=min(max(size, 16), 4096))
+    return open_source(source, split, config=own)
 
 
 def whole_or_split(source: str, split: Split) -> Split:
@@ -77,14 +85,14 @@ def whole_or_split(source: str, split: Split) -> Split:
     return split if split == "train" or has_split(source, split) else "train"
 
 
-def open_test(source: str, train: str, run: Run | None = None) -> "Side | None":
+def open_test(source: str, train: str, run: Run | None = None, size: int | None = None) -> "Side | None":
     """The images that are classified: the test split of `source`, or all of it; None where they are `train`'s own."""
     from halfseen.evaluation.statements import Split as Side
 
     split = whole_or_split(source, "test")
     if split == "train" and source == train:
         return None
-    return Side(open_images(source, split, run), split if split == "test" else "all")
+    return Side(open_images(source, split, run, size), split if split == "test" else "all")
 
 
 def same_network(loaded: "LoadedEncoder", run: Run | None, seed: int) -> Callable[[], "Encoder"]:

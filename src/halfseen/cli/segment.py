@@ -7,6 +7,7 @@ import typer
 
 from halfseen.cli.arguments import sort_words
 from halfseen.cli.inputs import (
+    Run,
     find_run,
     forward_settings,
     open_images,
@@ -29,7 +30,7 @@ from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from halfseen.engine.config import RuntimeConfig
+    from halfseen.evaluation.features import Precision as PrecisionName
     from halfseen.evaluation.results import Result
     from halfseen.evaluation.segmentation_config import SegmentationConfig
     from halfseen.evaluation.statements import Split
@@ -110,18 +111,29 @@ def command(
     changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
     trained_on = labelled_data(train, run, "the images with masks to learn from")
 
-    from halfseen.evaluation.statements import Split
-
     config = _settings(protocol, changes)
     forward = forward_settings(device, precision, run)
-    learned = Split(open_images(trained_on, "train", run), "train")
-    tested = open_test(test if test is not None else trained_on, trained_on, run)
+    if resume and run_dir is None:
+        raise ConfigError("--resume: missing --run-dir. Name the folder of the segmentation that was interrupted.")
     if no_training:
-        if resume or run_dir is not None:
-            raise ConfigError("--no-training: nothing is trained, so leave out --resume and --run-dir.")
+        if run_dir is not None or seed or image_size is not None:
+            raise ConfigError(
+                "--no-training: a model is measured as it was trained, so leave out --run-dir, --resume, --seed and "
+                "--image-size."
+            )
         with progress_line() as on_progress:
-            result = _measure(Path(encoder), config, changes, learned, tested, forward, workers, on_progress)
-        show_result(result, run, out)
+            result = _measure(
+                Path(encoder),
+                config,
+                changes,
+                trained_on,
+                test,
+                forward.device,
+                None if precision is None else forward.precision,
+                workers,
+                on_progress,
+            )
+        show_result(result, None, out)
         return
 
     from halfseen.backbones.weights import load_encoder
@@ -129,8 +141,7 @@ def command(
     from halfseen.evaluation.segmentation import prepare_task, segmentation_protocol
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    if resume and run_dir is None:
-        raise ConfigError("--resume: missing --run-dir. Name the folder of the segmentation that was interrupted.")
+    learned, tested = _images(trained_on, test, run, loaded.encoder.image_size)
     prepare_task(learned, tested, config, seed)  # What doesn't fit is said before a folder is made.
     folder = run_dir if run_dir is not None else open_folder(None, protocol, trained_on)
     with progress_line() as on_progress:
@@ -148,6 +159,14 @@ def command(
     _show_folder(folder)
 
 
+def _images(train: str, test: str | None, run: Run | None, size: int) -> "tuple[Split, Split | None]":
+    """The two sides; composed scenes are drawn for the encoder's size, so that they are the same in every call."""
+    from halfseen.evaluation.statements import Split
+
+    learned = Split(open_images(train, "train", run, size), "train")
+    return learned, open_test(test if test is not None else train, train, run, size)
+
+
 def _settings(protocol: str, changes: list[str]) -> "SegmentationConfig":
     from halfseen.config.load import load_config
     from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
@@ -160,9 +179,10 @@ def _measure(
     path: Path,
     config: "SegmentationConfig",
     changes: list[str],
-    train: "Split",
-    test: "Split | None",
-    forward: "RuntimeConfig",
+    train: str,
+    test: str | None,
+    device: str,
+    precision: "PrecisionName | None",
     workers: int,
     on_progress: "OnProgress",
 ) -> "Result":
@@ -178,8 +198,8 @@ def _measure(
             f"--no-training: got {changes[0]}, but '{path}' is measured by the settings it was trained with. Leave it "
             "out."
         )
-    trained = load_trained(path, config, device=forward.device, precision=forward.precision, workers=workers)
-    return measure_again(trained, train, test, on_progress=on_progress)
+    trained = load_trained(path, config, device=device, precision=precision, workers=workers)
+    return measure_again(trained, *_images(train, test, None, trained.subject.size), on_progress=on_progress)
 
 
 def _show_folder(folder: Path) -> None:

@@ -146,6 +146,7 @@ class Trained(NamedTuple):
         seed: of its training.
         names: of its classes; empty where the file doesn't say.
         answer: the class that most pixels had that it learned from; None where the file doesn't say.
+        images: fingerprints of the images that it learned from and was tested on; empty where the file doesn't say.
     """
 
     segmenter: SegmentationModel | LinearSegmenter
@@ -154,6 +155,7 @@ class Trained(NamedTuple):
     seed: int
     names: tuple[str, ...]
     answer: int | None
+    images: tuple[str, ...] = ()
 
 
 def load_trained(
@@ -161,7 +163,7 @@ def load_trained(
     config: SegmentationConfig,
     *,
     device: str = "cpu",
-    precision: Precision = "fp32",
+    precision: Precision | None = None,
     workers: int = 0,
     num_heads: int | None = None,
 ) -> Trained:
@@ -169,6 +171,7 @@ def load_trained(
 
     Args:
         config: for a foreign checkpoint, which has no settings; a folder of ours has its own.
+        precision: None takes that of the training, fp32 for a foreign checkpoint.
         num_heads: of a foreign encoder, where its sizes don't tell.
     Raises:
         WeightsError: nothing of the kind there.
@@ -184,7 +187,7 @@ def load_trained(
         str(path),
         role="imported",
         device=device,
-        precision=precision,
+        precision=precision or "fp32",
         workers=workers,
     )
     model.class_softmax = config.class_softmax
@@ -219,6 +222,11 @@ def measure_again(
     seen = _read_both(subject, task, config, trained.seed, on_progress)
     counts = {"encoder": _measure_both(model, seen, subject, task, config, "encoder", on_progress)}
     notes = [*_departures(config), "Measured without training: the random initialisation was not trained again."]
+    if trained.images and trained.images != (task.train.source.fingerprint(), task.test.source.fingerprint()):
+        notes.append(
+            "Careful: these are other images than when it was trained; those it learned from may be among the test "
+            "images."
+        )
     if trained.answer is not None:
         constant = ConstantSegmenter(trained.answer)
         counts[CONSTANT] = _measure_both(constant, seen, subject, task, config, CONSTANT, None)
@@ -767,13 +775,15 @@ def _write_model(
             "largest_class": answer,
             "from": subject.origin,
             "image_size": subject.size,
+            "precision": subject.precision,
+            "images": [task.train.source.fingerprint(), task.test.source.fingerprint()],
             "head": HEAD,
         }
     }
     export_encoder(encoder, folder, mean=mean, std=std, role=subject.role, extra=extra)
 
 
-def _load_folder(folder: Path, device: str, precision: Precision, workers: int) -> Trained:
+def _load_folder(folder: Path, device: str, precision: Precision | None, workers: int) -> Trained:
     loaded = load_encoder(folder)
     about = json.loads((folder / "encoder.json").read_text(encoding="utf-8")).get("segmentation")
     if about is None or not (folder / HEAD).is_file():
@@ -782,6 +792,7 @@ def _load_folder(folder: Path, device: str, precision: Precision, workers: int) 
             "out --no-training."
         )
     config = SegmentationConfig.model_validate(about["config"])
+    used: Precision = precision or about["precision"]
     subject = Subject(
         loaded.encoder,
         None,
@@ -791,16 +802,17 @@ def _load_folder(folder: Path, device: str, precision: Precision, workers: int) 
         role=loaded.role,
         image_size=about["image_size"],
         device=device,
-        precision=precision,
+        precision=used,
         workers=workers,
     )
     mean, std, K = loaded.mean, loaded.std, len(about["classes"])
     segmenter: SegmentationModel | LinearSegmenter
     if config.method == "linear":
-        tokens = EncoderTokens(loaded.encoder, mean, std, device, precision)
+        tokens = EncoderTokens(loaded.encoder, mean, std, device, used)
         segmenter = LinearSegmenter(tokens, loaded.encoder.embed_dim, K, loaded.encoder.stride)
     else:
         segmenter = SegmentationModel(loaded.encoder, K, mean=mean, std=std, class_softmax=config.class_softmax)
     head = {name.removeprefix("head."): value for name, value in load_file(folder / HEAD).items()}
     segmenter.head.load_state_dict(head)
-    return Trained(segmenter, subject, config, about["seed"], tuple(about["classes"]), about["largest_class"])
+    classes, images = tuple(about["classes"]), tuple(about["images"])
+    return Trained(segmenter, subject, config, about["seed"], classes, about["largest_class"], images)
