@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "intermediate": Entry("intermediate", "Train an encoder on, on labels of images or patches (ViNy)."),
     "segment": Entry("segment", "Measure an encoder by the classes of pixels (ViNy, linear, k-NN), with baselines."),
     "analyze": Entry("analyze", "Look into encoders: attention, spectra, alignment, geometry, masked queries ..."),
+    "study": Entry("study", "Replay a study: pre-training, intermediate stages, fine-tuning sizes (ViNy)."),
     "embed": Entry("embed", "Write the features of a folder of images to a file."),
     "reconstruct": Entry("reconstruct", "Show original, masked and predicted pictures, with PSNR and SSIM."),
     "report": Entry("report", "Write a run's report as one HTML page."),

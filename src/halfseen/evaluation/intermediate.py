@@ -173,8 +173,13 @@ class StageResult(NamedTuple):
     result: Result
 
 
-class _Task(NamedTuple):
-    """What is to be learned from which images, all checks passed."""
+class StageTask(NamedTuple):
+    """What is to be learned from which images, all checks passed.
+
+    Attributes:
+        train, test: the images.
+        names: of the classes of images or pixels.
+    """
 
     train: Split
     test: Split | None
@@ -212,7 +217,7 @@ def intermediate_stage(
     Source: Diminishing Returns in Self-Supervised Learning, arXiv 2512.03862.
     """
     started = time.monotonic()
-    task = _prepare(subject, train, test, config, seed)
+    task = prepare_stage(subject, train, test, config, seed)
     identity = _identity(subject, task, config, seed)
     _check_out(out, config.protocol, resume)
     out.mkdir(parents=True, exist_ok=True)
@@ -249,8 +254,14 @@ def keep_encoder(subject: Subject, out: Path) -> Path:
     return export_encoder(subject.encoder, out, mean=subject.mean, std=subject.std, role=subject.role, extra=extra)
 
 
-def _prepare(subject: Subject, train: Split, test: Split | None, config: IntermediateConfig, seed: int) -> _Task:
-    """The images and classes of the stage, looked at before any work is done."""
+def prepare_stage(
+    subject: Subject, train: Split, test: Split | None, config: IntermediateConfig, seed: int
+) -> StageTask:
+    """The images and classes of a stage, looked at before any work is done.
+
+    Raises:
+        DataError, ShapeError: see `intermediate_stage`.
+    """
     if config.objective == "patchwise":
         check_size(subject.encoder, subject.encoder.image_size)
         names = _mask_names(train, test)
@@ -271,9 +282,9 @@ def _prepare(subject: Subject, train: Split, test: Split | None, config: Interme
     rows = rows[draw_subset(len(rows), config.max_train, seed, "intermediate", "train")]
     chosen = Split(train.source.subset(rows), train.name)
     if test is None or test_rows is None:
-        return _Task(chosen, None, names)
+        return StageTask(chosen, None, names)
     test_rows = test_rows[draw_subset(len(test_rows), config.max_test, seed, "intermediate", "test")]
-    return _Task(chosen, Split(test.source.subset(test_rows), test.name), names)
+    return StageTask(chosen, Split(test.source.subset(test_rows), test.name), names)
 
 
 def _labelled(source: Source, words: str) -> NDArray[np.int64]:
@@ -308,7 +319,7 @@ def _mask_names(train: Split, test: Split | None) -> tuple[str, ...]:
     return names
 
 
-def _identity(subject: Subject, task: _Task, config: IntermediateConfig, seed: int) -> Identity:
+def _identity(subject: Subject, task: StageTask, config: IntermediateConfig, seed: int) -> Identity:
     """All that decides the weights with which the stage ends."""
     settings = config.model_dump(mode="json", exclude={"protocol", "max_test"})
     settings |= {
@@ -467,7 +478,7 @@ def _measure(stage: Stage, data: Resident, subject: Subject) -> _Score:
 
 def _result(
     subject: Subject,
-    task: _Task,
+    task: StageTask,
     config: IntermediateConfig,
     seed: int,
     data: Resident,
@@ -578,7 +589,7 @@ def _protocol_text(config: IntermediateConfig) -> str:
     )
 
 
-def _notes(subject: Subject, task: _Task, config: IntermediateConfig, own: float, guess: float) -> list[str]:
+def _notes(subject: Subject, task: StageTask, config: IntermediateConfig, own: float, guess: float) -> list[str]:
     unit = "patches" if config.objective == "patchwise" else "images"
     notes = []
     if task.test is None:
@@ -599,7 +610,7 @@ def _export(
     encoder: Encoder,
     stage: Stage,
     subject: Subject,
-    task: _Task,
+    task: StageTask,
     config: IntermediateConfig,
     identity: Identity,
     seed: int,
