@@ -17,7 +17,7 @@ from PIL import Image
 from halfseen.errors import DataError
 from halfseen.reports.curves import MOST_POINTS
 from halfseen.reports.page import write_report
-from reports.written_run import CLASSES, HOSTILE, SCRIPT, write_run
+from reports.written_run import CLASSES, HOSTILE, SCRIPT, clusters, result, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -181,6 +181,58 @@ def test_several_runs_are_compared(run, tmp_path):
     assert "72.2 (66.0 - 76.1)" in found.text
     assert re.search(r"seed\s+0\s+1", found.text)  # the only setting that differs
     assert not re.search(r"data\.image_size\s+32", found.text)
+
+
+def rows_of(found: Elements, page: str, kind: str) -> list[str]:
+    """The rows of the table with that class, as text."""
+    table = re.search(rf'<table class="{kind}">.*?</table>', page, re.S)[0]
+    return [Elements(row).text for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
+
+
+def test_every_result_has_a_row(run):
+    """Whatever its measure and its baselines; a result of an older version, without `primary`, is one of top-1."""
+    (run / "evaluations" / "cluster.json").write_text(json.dumps(clusters()))
+    segmentation = result() | {
+        "protocol": "viny-segmentation", "primary": "miou", "headline": {"epoch": 100, "lr": 0.002}, "n": 40,
+        "metrics": {"miou": 55.5, "accuracy": 80.25}, "baselines": {"most_frequent": {"miou": 20.0, "accuracy": 60.0}},
+        "confidence_interval": {"encoder": [50.0, 60.0]}, "seed": 7, "features": "patch tokens",
+    }  # fmt: skip
+    (run / "evaluations" / "viny-segmentation.json").write_text(json.dumps(segmentation))
+    page, found = read(write_report(run))
+    head, *rows = rows_of(found, page, "overview")
+    assert "most frequent" in head
+    expected = {
+        "cluster": ("Accuracy of the best one-to-one map", "41.8", "36.0 - 47.6", "my_photos (test)", "300"),
+        "knn": (
+            "Top-1 accuracy, k = 20",
+            "71.2",
+            "60.5",
+            "81.1",
+            "54.9 - 65.9",
+            "1,000",
+            "mean of patch tokens (student)",
+        ),
+        "viny-segmentation": ("Mean IoU", "55.5", "20.0", "50.0 - 60.0", "40", " 7 "),
+    }
+    assert len(rows) == len(expected)
+    for row, (name, words) in zip(rows, expected.items(), strict=True):
+        assert name in row
+        assert [word for word in words if word not in f"{row} "] == []
+    assert "NMI 32.5 ± 1.2 61.0 ± 0.5" in found.text
+    assert "Images: my_photos (test), 300 of them. Seed 0." in found.text
+    assert "In percent, n = 40" in found.text
+    assert "pixel accuracy" in found.text
+
+
+def test_runs_are_compared_by_one_measure(run, tmp_path):
+    other = write_run(tmp_path / "second")
+    (other / "evaluations" / "knn.json").unlink()
+    (other / "evaluations" / "cluster.json").write_text(json.dumps(clusters()))
+    _, found = read(write_report([run, other]))
+    table = found.text[found.text.index("All runs.") : found.text.index("my-run mae trained")]
+    assert "Top-1 accuracy: this encoder" in table
+    assert "71.2 (66.0 - 76.1)" in table
+    assert "41.8" not in table
 
 
 def test_no_finding_is_said_too(run):

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from halfseen.reports.runfiles import Evaluation
 from halfseen.reports.tables import duration_words, metric_words, result_table, visible
-from reports.written_run import result
+from reports.written_run import clusters, result
 
 
 def printed(table) -> str:
@@ -43,6 +43,15 @@ def test_a_mean_over_draws_carries_its_standard_deviation():
     assert "std" not in text
 
 
+def test_a_result_of_another_measure_has_its_rows():
+    text = printed(result_table(Evaluation.model_validate(clusters())))
+    assert "cluster: n = 300" in text
+    assert "labelled" not in text
+    assert "32.50 ± 1.25" in next(line for line in text.splitlines() if "NMI" in line)
+    assert "61.00 ± 0.50" in next(line for line in text.splitlines() if "NMI" in line)
+    assert "36.0 - 47.6" in next(line for line in text.splitlines() if "interval of accuracy of the best" in line)
+
+
 @pytest.mark.parametrize(
     ("key", "words"),
     [
@@ -52,7 +61,9 @@ def test_a_mean_over_draws_carries_its_standard_deviation():
         ("top1_5shot_lambda0.0025", "top-1, 5 per class, lambda = 0.0025"),
         ("train_1percent", "labelled images, 1 % of the labels"),
         ("top5_all", "top-5, all labels"),
-        ("nmi", "nmi"),
+        ("nmi", "NMI"),
+        ("acc", "accuracy of the best one-to-one map"),
+        ("miou_train", "mean IoU, labelled images"),
     ],
 )
 def test_metrics_in_words(key, words):

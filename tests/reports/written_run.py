@@ -60,6 +60,21 @@ def result(seed: int = 0) -> dict[str, object]:
     }  # fmt: skip
 
 
+def clusters() -> dict[str, object]:
+    """A result that uses no labels and has another first number than top-1."""
+    return result() | {
+        "protocol": "cluster",
+        "primary": "acc",
+        "headline": {"clusters": 3, "runs": 5},
+        "n_train": 0,
+        "data": {"test": {"source": "my_photos", "split": "test", "n": 300}},
+        "metrics": {"nmi": 32.5, "nmi_std": 1.25, "acc": 41.75, "acc_std": 2.0},
+        "baselines": {"raw_pixels": {"nmi": 61.0, "nmi_std": 0.5}},
+        "confidence_interval": {"encoder": [36.0, 47.6]},
+        "confidence_text": "Of acc.",
+    }
+
+
 def _write_pictures(path: Path, drawing: np.random.Generator) -> None:
     original = drawing.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     stack = drawing.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)

@@ -51,6 +51,7 @@ OPERATIONAL_KEYS = frozenset(
         "evaluate",
         "data.precheck",
         "data.max_bad_fraction",
+        "data.download",
         "train.max_steps",
         "train.micro_batch_size",
         "train.checkpoint_every_steps",

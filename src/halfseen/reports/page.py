@@ -17,7 +17,16 @@ from halfseen.errors import DataError
 from halfseen.reports.curves import FROM_ZERO, build_charts
 from halfseen.reports.gallery import Gallery, build_gallery
 from halfseen.reports.runfiles import Finding, Json, RunFiles, SkippedEntry, read_run
-from halfseen.reports.scores import Card, EvaluationView, accuracy_text, headline_cards, headline_of, view_evaluation
+from halfseen.reports.scores import (
+    Card,
+    EvaluationView,
+    accuracy_text,
+    headline_cards,
+    headline_of,
+    overview,
+    primary_words,
+    view_evaluation,
+)
 from halfseen.reports.tables import duration_words, subject, visible
 
 MOST_SKIPPED = 500
@@ -105,6 +114,9 @@ def render(runs: Sequence[RunFiles]) -> str:
         title=visible(names[0] if len(runs) == 1 else " / ".join(names)),
         runs=[_view(run, name) for run, name in zip(runs, names, strict=True)],
         charts=charts,
+        overview=overview(
+            [(name, result) for run, name in zip(runs, names, strict=True) for result in run.evaluations]
+        ),
         curves={
             chart.key: {
                 "x": "epoch",
@@ -183,9 +195,21 @@ def _or(value: Json, otherwise: str) -> str:
 
 
 def _compare(runs: Sequence[RunFiles], names: Sequence[str]) -> Comparison:
-    results = [headline_of(run.evaluations) for run in runs]
+    found = [headline_of(run.evaluations) for run in runs]
+    # Numbers of one column must be of one kind: a run whose first result is another measure has an empty cell.
+    first = next((result for result in found if result is not None), None)
+    results = [result if result and first and result.primary == first.primary else None for result in found]
     subjects = list(dict.fromkeys(name for result in results if result for name in ("encoder", *result.baselines)))
-    columns = ["method", "model", "epochs", "time", "last loss", *(f"top-1: {subject(name)}" for name in subjects), "n"]
+    measure = "" if first is None else primary_words(first)
+    columns = [
+        "method",
+        "model",
+        "epochs",
+        "time",
+        "last loss",
+        *(f"{measure}: {subject(name)}" for name in subjects),
+        "n",
+    ]
     rows = []
     for run, name, result in zip(runs, names, results, strict=True):
         epoch, seconds, loss = run.last("epoch"), run.last("seconds"), run.last("loss")

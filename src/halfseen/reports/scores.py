@@ -67,6 +67,7 @@ class EvaluationView(NamedTuple):
     n: int
     columns: list[str]
     rows: list[Row]
+    table_caption: str
     bars: list[Bar]
     bars_title: str
     bars_words: str
@@ -77,6 +78,61 @@ class EvaluationView(NamedTuple):
     per_class_caption: str
     confusion: list[ConfusionRow]
     confusion_names: list[str]
+
+
+class Value(NamedTuple):
+    """A number and its interval as text, both empty where there is none."""
+
+    number: str
+    interval: str
+
+
+class OverviewRow(NamedTuple):
+    """One result on a line: what was measured on what, and what came out."""
+
+    run: str
+    protocol: str
+    measure: str
+    values: list[Value]
+    features: str
+    data: str
+    n: str
+    labelled: str
+    seed: int
+
+
+class Overview(NamedTuple):
+    """All results of all runs, a row each.
+
+    Attributes:
+        subjects: headings of the values: the encoder, and every baseline that some result has.
+        rows: in the order of the runs and their files.
+    """
+
+    subjects: list[str]
+    rows: list[OverviewRow]
+
+
+def overview(results: Sequence[tuple[str, Evaluation]]) -> Overview:
+    """A table of (name of the run, result)."""
+    names = list(dict.fromkeys(name for _, result in results for name in ("encoder", *result.baselines)))
+    return Overview(
+        [subject(name) for name in names],
+        [
+            OverviewRow(
+                run=visible(run),
+                protocol=visible(result.protocol),
+                measure=f"{primary_words(result)}{_setting_words(result)}",
+                values=[_value(result, name) for name in names],
+                features=visible(f"{result.features} ({result.role})" if result.features else result.role),
+                data=_data_words(result),
+                n=f"{result.n:,}",
+                labelled="" if result.n_train is None else f"{result.n_train:,}",
+                seed=result.seed,
+            )
+            for run, result in results
+        ],
+    )
 
 
 def headline_of(evaluations: Sequence[Evaluation]) -> Evaluation | None:
@@ -124,8 +180,9 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
             )
             for key in detail_keys(result.metrics)
         ],
+        table_caption=f"{'Accuracy in' if result.primary.startswith('top') else 'In'} percent, n = {result.n:,}",
         bars=bars,
-        bars_title=f"{_primary_words(result)} in percent{_setting_words(result)}, n = {result.n:,}",
+        bars_title=f"{primary_words(result)} in percent{_setting_words(result)}, n = {result.n:,}",
         bars_words="; ".join(f"{bar.label}: {bar.text}" for bar in bars),
         confidence_text=result.confidence_text,
         notes=result.notes,
@@ -143,14 +200,20 @@ def view_evaluation(result: Evaluation) -> EvaluationView:
 
 
 def accuracy_text(result: Evaluation, name: str) -> str:
+    value = _value(result, name)
+    return f"{value.number} ({value.interval})" if value.interval else value.number
+
+
+def _value(result: Evaluation, name: str) -> Value:
     metrics = result.metrics if name == "encoder" else result.baselines.get(name, {})
     if result.primary not in metrics:
-        return ""
+        return Value("", "")
     interval = result.confidence_interval.get(name)
-    return f"{metrics[result.primary]:.1f}" + (f" ({interval[0]:.1f} - {interval[1]:.1f})" if interval else "")
+    return Value(f"{metrics[result.primary]:.1f}", f"{interval[0]:.1f} - {interval[1]:.1f}" if interval else "")
 
 
-def _primary_words(result: Evaluation) -> str:
+def primary_words(result: Evaluation) -> str:
+    """The metric that stands for a result, in words."""
     words = metric_words(result.primary)
     return f"{words.capitalize()} accuracy" if result.primary.startswith("top") else words[:1].upper() + words[1:]
 
@@ -166,12 +229,21 @@ def _setup(result: Evaluation) -> str:
         width = f", {result.feature_dim} numbers per image" if result.feature_dim else ""
         sentences.append(f"Features: {result.features}{width} ({result.role}).")
     train, test = result.data.get("train"), result.data.get("test")
+    if train is None and test is not None:
+        sentences.append(f"Images: {_data_words(result)}, {test.n:,} of them. Seed {result.seed}.")
     if train is not None and test is not None:
         sentences.append(
             f"{visible(train.source)} ({visible(train.split)}, {train.n:,} images) classifies "
             f"{visible(test.source)} ({visible(result.split or test.split)}, {test.n:,} images). Seed {result.seed}."
         )
     return " ".join(sentences)
+
+
+def _data_words(result: Evaluation) -> str:
+    test = result.data.get("test")
+    if test is None:
+        return visible(result.split)
+    return f"{visible(test.source)} ({visible(result.split or test.split)})"
 
 
 def _bar(name: str, value: float, interval: tuple[float, float] | None) -> Bar:

@@ -25,6 +25,11 @@ WORDS: dict[str, str] = {
     "miou": "mean IoU",
     "present": "classes that are there",
     "dataset": "all pixels pooled",
+    "accuracy": "pixel accuracy",
+    "nmi": "NMI",
+    "ari": "ARI",
+    "fmi": "Fowlkes-Mallows index",
+    "acc": "accuracy of the best one-to-one map",
 }
 """Parts of a metric's name."""
 
@@ -71,7 +76,7 @@ def metric_text(metrics: Mapping[str, float], key: str, digits: int = 2) -> str:
 def result_table(result: Evaluation) -> Table:
     """A result as it is printed: one row per metric, the encoder beside its baselines."""
     title = f"{result.protocol}: n = {result.n:,}"
-    if result.n_train is not None:
+    if result.n_train:
         title += f" classified by {result.n_train:,} labelled images"
     # Text objects: names come from files and folders, and square brackets in them are no mark-up.
     table = Table(title=Text(title), title_justify="left", caption=Text(result.confidence_text), caption_justify="left")
