@@ -86,7 +86,7 @@ def test_a_stopped_run_goes_on_without_its_encoder(trained_run: Path, tmp_path: 
     assert json.loads(log.read_text().splitlines()[-1])["step"] == steps + 2
     other = run("finetune", "--resume", "run", "layer_decay=0.5", "--protocol", "mae-finetune", cwd=tmp_path)
     assert other.returncode == 2
-    assert "protocol: got mae-finetune, but the run in 'run' was started with finetune" in other.stderr
+    assert "protocol: got 'mae-finetune', but the run in 'run' was started with 'finetune'" in other.stderr
     assert "layer_decay: got 0.5" in other.stderr
     wrong = run("pretrain", "--resume", "run", cwd=tmp_path)
     assert wrong.returncode == 2 and "Go on with it by `halfseen finetune --resume run`" in wrong.stderr

@@ -97,16 +97,17 @@ def blend_neighbours(
     """
     if len(images) % 2:
         raise ShapeError(f"mixup and cutmix blend pairs of images, but got {len(images)}. Give an even number.")
-    others = images.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    H, W = images.shape[-2:]
+    others = _swapped(images)
     by_box = blends.boxes.any(axis=1)
     own = np.where(by_box, 1.0, blends.kept)
     weight, rest = (_column(values, images.device) for values in (own, 1.0 - own))
     mixed = images * weight + others * rest
     if by_box.any():
-        mixed = torch.where(box_mask(blends.boxes, *images.shape[-2:], images.device), others, mixed)
+        mixed = torch.where(box_mask(blends.boxes, H, W, images.device), others, mixed)
     off = smoothing / num_classes
     shares = F.one_hot(labels, num_classes) * (1.0 - smoothing) + off  # [B, K]
-    partners = shares.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    partners = _swapped(shares)
     kept, lost = (_column(values, images.device)[:, :, 0, 0] for values in (blends.kept, 1.0 - blends.kept))
     return mixed, shares * kept + partners * lost
 
@@ -118,6 +119,11 @@ def box_mask(boxes: Int64[np.ndarray, "B 4"], height: int, width: int, device: t
     inside_rows = (rows >= edges[:, 0]) & (rows < edges[:, 1])  # [B, H]
     inside_columns = (columns >= edges[:, 2]) & (columns < edges[:, 3])  # [B, W]
     return (inside_rows[:, :, None] & inside_columns[:, None, :]).unsqueeze(1)
+
+
+def _swapped(rows: Tensor) -> Tensor:
+    """Rows 0 and 1 changed over, 2 and 3, and so on."""
+    return rows.reshape(-1, 2, *rows.shape[1:]).flip(1).reshape(rows.shape)
 
 
 def _column(values: np.ndarray, device: torch.device) -> Tensor:

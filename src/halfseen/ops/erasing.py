@@ -62,5 +62,5 @@ def erase(
         size = channels * (bottom - top) * (right - left)
         noise.append(torch.randn(size, generator=torch_generator(*key, first_row + row)))
     filling = torch.cat(noise).to(images.device, images.dtype, non_blocking=True)
-    inside = box_mask(boxes, *images.shape[-2:], images.device)
+    inside = box_mask(boxes, images.shape[-2], images.shape[-1], images.device)
     return images.masked_scatter(inside.expand_as(images), filling)
