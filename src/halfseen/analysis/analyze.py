@@ -41,11 +41,13 @@ from halfseen.analysis.watchers import (
     Watcher,
     align,
     image_feature,
+    probe_layers,
 )
 from halfseen.backbones.base import Encoder, Features
 from halfseen.data.loader import evaluation_batches
 from halfseen.data.resident import read_resident
 from halfseen.data.sources import Source
+from halfseen.data.subsets import share_of_each_class
 from halfseen.errors import ConfigError, DataError, HalfseenError
 from halfseen.evaluation.features import Precision
 from halfseen.methods.base import Method
@@ -199,7 +201,7 @@ def analyze(
     """
     if len(source) == 0:
         raise DataError(f"'{source.name}' holds no image to analyse. Name a folder with some.")
-    wanted = spread_indices(source, config.images)
+    wanted = chosen_images(source, config)
     tell = on_progress or (lambda what, done, of: None)
     results, alignments = [], []
     for subject in encoders:
@@ -227,6 +229,23 @@ def analyze(
     return Analysis(results, between, notes, facts)
 
 
+def chosen_images(source: Source, config: AnalyzeConfig) -> NDArray[np.int64]:
+    """Rows of the source that are analysed.
+
+    Raises:
+        DataError: a share of each class that comes to no image at all.
+    """
+    if config.fraction_per_class is None:
+        return spread_indices(source, config.images)
+    rows = share_of_each_class(np.asarray(source.labels), config.fraction_per_class)
+    if not len(rows):
+        raise DataError(
+            f"fraction_per_class: {config.fraction_per_class:g} of each class of '{source.name}' is no image at all. "
+            "Raise it, or use images=N."
+        )
+    return rows
+
+
 class _Work:
     """The passes over one encoder."""
 
@@ -251,12 +270,14 @@ class _Work:
         self.found = EncoderAnalysis(subject)
         self.alignment: AlignmentWatcher | None = None
         self.rank = RankWatcher()
+        self.layer_means = AlignmentWatcher(config.token_rows, seed)
 
     @torch.no_grad()
     def run(self) -> EncoderAnalysis:
         """All that is wanted of this encoder."""
         first = self._shared_pass()
         own: dict[AnalysisName, Callable[[UInt8[Tensor, "n 3 S S"]], Found]] = {
+            "layers": lambda images: probe_layers(self.layer_means.means, self.labels),
             "masking": self._masking,
             "noise": self._noise,
             "reconstruction": self._reconstruction,
@@ -293,15 +314,14 @@ class _Work:
         self.found.seconds["shared pass"] = seconds
         start = time.perf_counter()
         for name, watcher in watchers.items():
+            if name not in self.only:
+                continue  # It gathers what another analysis needs.
             try:
-                found = watcher.result()
+                self.found.add(name, watcher.result())
             except HalfseenError as error:
                 self.found.refuse(name, error)
-                continue
-            if name in self.only:
-                self.found.add(name, found)
-        if "cka" in watchers and isinstance(watchers["cka"], AlignmentWatcher):
-            self.alignment = watchers["cka"]
+        if "cka" in self.only:
+            self.alignment = self.layer_means
         self.found.seconds["shared results"] = time.perf_counter() - start
         first = torch.cat(kept)
         every = torch.cat(indices).numpy()
@@ -364,7 +384,7 @@ class _Work:
             "attention": lambda: AttentionWatcher(encoder.patch_size, config.shown_images, config.queries),
             "fourier": FourierWatcher,
             "spectra": lambda: SpectrumWatcher(config.spectrum_images),
-            "cka": lambda: AlignmentWatcher(config.token_rows, self.seed),
+            "cka": lambda: self.layer_means,
             "geometry": GeometryWatcher,
             "similarity": lambda: SimilarityWatcher(config.shown_images),
             "embedding": lambda: EmbeddingWatcher(
@@ -374,6 +394,8 @@ class _Work:
         watchers: dict[str, Watcher] = {name: make() for name, make in every.items() if name in self.only}
         if {"rank", "masking", "noise"} & set(self.only):
             watchers["rank"] = self.rank
+        if "layers" in self.only:
+            watchers["cka"] = self.layer_means
         if "embedding" in watchers and layer > encoder.num_layers:
             del watchers["embedding"]
             reason = f"embedding_layer: got {layer}, but this encoder has the blocks 1 to {encoder.num_layers}."

@@ -13,6 +13,7 @@ AnalysisName = Literal[
     "similarity",
     "embedding",
     "rank",
+    "layers",
     "probe",
     "masking",
     "noise",
@@ -29,6 +30,13 @@ class AnalyzeConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     images: int = Field(500, ge=1, description="Most images that are analysed, the classes in turn.")
+    fraction_per_class: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Take the first images of each class, this share of them rounded down, instead of `images`; "
+        "KAMIM's analyses take 1/64 of Imagenette's: 0.015625.",
+    )
     batch_size: int = Field(16, ge=1, description="Images per forward pass.")
     resize: Literal["crop", "squash"] = Field(
         "crop",
@@ -81,7 +89,7 @@ class AnalyzeConfig(BaseModel):
     neighbours: int = Field(5, ge=1, description="Nearest whole images of a masked query (paper symbol k).")
     noise_images: int = Field(64, ge=1, description="How many images get band-limited noise.")
     noise_eps: float = Field(
-        0.1, gt=0, description="Size of the noise before it is filtered, in units of the normalised input (epsilon)."
+        0.5, gt=0, description="Size of the noise before it is filtered, in units of the normalised input (epsilon)."
     )
     noise_half_width: float = Field(
         0.2, gt=0, description="Half the width of a band, in radians per pixel (s); the paper's text says 0.1 pi."

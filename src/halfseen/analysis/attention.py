@@ -30,7 +30,7 @@ def uniform_distance(grid: tuple[int, int], patch_size: int) -> float:
 
 
 def attention_distance(
-    attention: Float[Tensor, "B heads N N"], distances: Float[Tensor, "N N"]
+    attention: Float[Tensor, "B heads N N"], distances: Float[Tensor, "M M"]
 ) -> Float64[Tensor, "B heads"]:
     """Mean distance from a query to what it attends to, weighted by attention, over all queries.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from halfseen.errors import ShapeError
 
 
-def linear_cka(first: Sequence[Float[Tensor, "n _"]], second: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "F S"]:
+def linear_cka(first: Sequence[Float[Tensor, "n _"]], second: Sequence[Float[Tensor, "m _"]]) -> Float64[Tensor, "F S"]:
     """Linear CKA of every representation of `first` with every one of `second`, in [0, 1].
 
     |X^T Y|^2 / (|X^T X| |Y^T Y|), Frobenius norms of columns that are centred over the rows. With few rows for many

@@ -344,6 +344,41 @@ def align(first: AlignmentWatcher, second: AlignmentWatcher) -> Found:
     return Found(arrays, {}, notes)
 
 
+def probe_layers(means: Sequence[Float[Tensor, "n _"]], labels: Int64[Tensor, " n"]) -> Found:
+    """How well a linear classifier (ridge) of the images' mean tokens does, layer by layer, on held-out images.
+
+    Args:
+        means: of each layer, 0 first; every fifth image is held out.
+        labels: class of each image; those with -1 don't count.
+    Raises:
+        ShapeError: too few images with a label, or one class only.
+    """
+    known = labels >= 0
+    wanted = labels[known].numpy()
+    held_out = np.arange(len(wanted)) % HELD_OUT == HELD_OUT - 1
+    if not held_out.any() or len(np.unique(wanted[~held_out])) < 2:
+        raise ShapeError(
+            f"probes of layers need at least {HELD_OUT} images with labels of two classes, got {len(wanted)} images of "
+            f"{len(np.unique(wanted))}."
+        )
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    accuracies = []
+    for rows in means:
+        features = rows[known].double().numpy()
+        probe = make_pipeline(StandardScaler(), RidgeClassifier(alpha=float(len(features))))
+        probe.fit(features[~held_out], wanted[~held_out])
+        accuracies.append(float((probe.predict(features[held_out]) == wanted[held_out]).mean()))
+    arrays: Arrays = {"depth": np.arange(len(means)), "accuracy": np.asarray(accuracies)}
+    note = (
+        f"A quick look: ridge classifiers of mean tokens, learned on {int((~held_out).sum())} images and measured on "
+        f"{int(held_out.sum())}. `halfseen linear` with layer=N measures one layer properly."
+    )
+    return Found(arrays, {"layer_probe_best": max(accuracies), "layer_probe_last": accuracies[-1]}, (note,))
+
+
 class GeometryWatcher(Watcher):
     """Variance within and across images and cosine similarity against distance, after the final norm."""
 

@@ -24,6 +24,7 @@ SHOWN_NUMBERS = {
     "variance_across": "variance across images",
     "cosine_at_1": "cosine of neighbouring patches",
     "probe_held_out": "patch probe, held out",
+    "layer_probe_best": "best layer of a linear probe (accuracy)",
     "rankme_mean": "RankMe",
     "alpha_req_mean": "alpha-ReQ",
     "lidar": "LiDAR",
@@ -50,7 +51,7 @@ def command(
         list[str] | None,
         typer.Option(
             help="Only this analysis; may be repeated. attention, fourier, spectra, cka, geometry, similarity, "
-            "embedding, rank, probe, masking, noise, reconstruction."
+            "embedding, rank, layers, probe, masking, noise, reconstruction."
         ),
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Most images, the classes in turn; default 500.")] = None,
@@ -126,7 +127,7 @@ def command(
         from halfseen.reports.analysis_figures import draw_analysis
 
         drawn = draw_analysis(summary)
-    _show(found, summary, len(drawn))
+    _show(found, str(source), summary, len(drawn))
 
 
 def _chosen(only: list[str]) -> "list[AnalysisName]":
@@ -197,7 +198,7 @@ def _names(words: list[str]) -> list[str]:
     return names
 
 
-def _show(found: "Analysis", summary: Path, figures: int) -> None:
+def _show(found: "Analysis", source: str, summary: Path, figures: int) -> None:
     from rich.table import Table
 
     table = Table("", *(each.subject.name for each in found.encoders))
@@ -207,12 +208,18 @@ def _show(found: "Analysis", summary: Path, figures: int) -> None:
             table.add_row(title, *("" if value is None else f"{value:.4g}" for value in values))
     screen = console()
     screen.print(table)
+    said: dict[tuple[str, str], list[str]] = {}
     for each in found.encoders:
         for name, notes in each.notes.items():
             for note in notes:
-                screen.print(f"- {each.subject.name}, {name}: {note}", soft_wrap=True)
+                said.setdefault((name, note), []).append(each.subject.name)
+    for (name, note), whose in said.items():
+        who = "" if len(whose) == len(found.encoders) else f" ({', '.join(whose)})"
+        screen.print(f"- {name}{who}: {note}", soft_wrap=True)
     for note in found.notes:
         screen.print(f"- {note}", soft_wrap=True)
     count = found.encoders[0].arrays["images/indices"].size
-    screen.print(f"{count} images.", soft_wrap=True)
-    screen.print(f"Written: {summary}, arrays beside it" + (f", {figures} figures" if figures else ""), soft_wrap=True)
+    where = f"{summary}, arrays beside it"
+    if figures:
+        where += f", {figures} figures in {summary.parent / 'figures'}"
+    screen.print(f"Written: {where} ({count} images of {source}).", soft_wrap=True)

@@ -37,6 +37,8 @@ class Line(NamedTuple):
 def draw_analysis(summary: Path) -> list[Path]:
     """Draw every figure that an analysis has arrays for, into the folder `figures` beside them.
 
+    Figures of an older analysis there go.
+
     Args:
         summary: its `analysis.json`, or the folder that holds it.
     Returns:
@@ -50,9 +52,12 @@ def draw_analysis(summary: Path) -> list[Path]:
     for name, draw in FIGURES.items():
         figure = draw(files)
         if figure is None:
+            for suffix in (".png", ".svg"):
+                (folder / f"{name}{suffix}").unlink(missing_ok=True)
             continue
         folder.mkdir(exist_ok=True)
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, dpi=DPI)
+        figure.set_layout_engine("none")  # The places are found; finding them again would double the time.
         figure.savefig(folder / f"{name}.png", dpi=DPI)
         drawn.append(folder / f"{name}.png")
     return drawn
@@ -98,6 +103,8 @@ def _curve(axis: "Axes", line: Line, x: NDArray[np.generic], y: NDArray[np.gener
 
 
 def _finish(axis: "Axes", x: str, y: str, legend: bool = True) -> None:
+    if axis.get_yscale() == "linear":
+        axis.ticklabel_format(axis="y", useOffset=False)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.25, linewidth=0.6)
@@ -170,7 +177,7 @@ def attention_maps(files: AnalysisFiles) -> "Figure | None":
             _box(axes[row, column], encoder, np.asarray(encoder.arrays["attention/queries"])[0], pixels=False)
             _bare(axes[row, column])
     _row_names(axes, ["image, query boxed", *(plain(each.row.name) for each in found)])
-    figure.suptitle("Attention of the boxed patch: last block, first head (each map over its own range)", fontsize=9)
+    _title(figure, "Attention of the boxed patch: last block, first head (each map over its own range)")
     return figure
 
 
@@ -191,7 +198,7 @@ def attention_heads(files: AnalysisFiles) -> "Figure | None":
                 axis.set_visible(False)
             _bare(axis)
     _row_names(axes, [f"{plain(encoder.row.name)}\nblock {block + 1}" for encoder, block in rows])
-    figure.suptitle("Attention of one patch by head, first image (each map over its own range)", fontsize=9)
+    _title(figure, "Attention of one patch by head, first image (each map over its own range)")
     return figure
 
 
@@ -262,8 +269,10 @@ def feature_variance(files: AnalysisFiles) -> "Figure | None":
         depth = np.asarray(encoder.arrays["fourier/depth"], dtype=np.float64)
         values = np.asarray(encoder.arrays["fourier/variance"], dtype=np.float64)
         _curve(axes[0, 0], line_of(files, encoder), depth / depth.max(), values)
-    axes[0, 0].set_yscale("log")
-    _finish(axes[0, 0], "Normalised depth", "Feature map variance (log scale)")
+    low, high = axes[0, 0].get_ylim()
+    wide = low > 0 and high / low > 20
+    axes[0, 0].set_yscale("log" if wide else "linear")
+    _finish(axes[0, 0], "Normalised depth", "Feature map variance" + (" (log scale)" if wide else ""))
     return figure
 
 
@@ -300,7 +309,7 @@ def _spectra(files: AnalysisFiles, rows: Sequence[tuple[str, str]], title: str) 
                 axes[row, column].axhline(0, color="0.4", linestyle=":", linewidth=1)
         axes[0, column].set_title(plain(encoder.row.name), fontsize=9)
     _depth_bar(figure, axes, found)
-    figure.suptitle(title, fontsize=9)
+    _title(figure, title)
     return figure
 
 
@@ -351,7 +360,7 @@ def _alignment(files: AnalysisFiles, array: str, title: str) -> "Figure | None":
             _whole_numbers(axis)
     if image is not None:
         figure.colorbar(image, ax=axes, label="CKA", shrink=0.7)
-    figure.suptitle(title, fontsize=9)
+    _title(figure, title)
     return figure
 
 
@@ -435,7 +444,7 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
             if column == len(found) - 1:
                 figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.85)
     _row_names(axes, ["image", *(f"{number}: {name}" for number, name in enumerate(names, start=1))])
-    figure.suptitle("Patch token cosine similarity (reference patch vs all patches)", fontsize=10)
+    _title(figure, "Patch token cosine similarity (reference patch vs all patches)")
     return figure
 
 
@@ -451,7 +460,7 @@ def token_colours(files: AnalysisFiles) -> "Figure | None":
             axes[row, column].imshow(encoder.arrays["similarity/colours.final"][column], interpolation="nearest")
             _bare(axes[row, column])
     _row_names(axes, ["image", *(plain(each.row.name) for each in found)])
-    figure.suptitle("Three principal components of the patch tokens as red, green, blue", fontsize=9)
+    _title(figure, "Three principal components of the patch tokens as red, green, blue")
     return figure
 
 
@@ -482,7 +491,7 @@ def _clouds(files: AnalysisFiles, points: str, owner: str, title: str) -> "Figur
         axis.scatter(places[:, 0], places[:, 1], s=4, color=shade, linewidth=0, rasterized=True)
         axis.set_title(plain(encoder.row.name), fontsize=9)
         _bare(axis)
-    figure.suptitle(title.format("class" if by_class else "image"), fontsize=9)
+    _title(figure, title.format("class" if by_class else "image"))
     return figure
 
 
@@ -521,7 +530,7 @@ def before_and_after(files: AnalysisFiles) -> "Figure | None":
                 )
                 axis.scatter(*cloud.mean(axis=0), s=70, color=centre, marker="x", zorder=3)
         _finish(axis, "first component", "second component")
-    figure.suptitle("Tokens before and after the last attention, principal components (×: centres)", fontsize=9)
+    _title(figure, "Tokens before and after the last attention, principal components (×: centres)")
     return figure
 
 
@@ -561,6 +570,20 @@ def patch_probe(files: AnalysisFiles) -> "Figure | None":
     axis.set_xticks(np.arange(len(found)), [plain(each.row.name) for each in found], rotation=20, ha="right")
     axis.set_ylim(0, 100)
     _finish(axis, "", "Patch probe accuracy (%)")
+    return figure
+
+
+def layer_probe(files: AnalysisFiles) -> "Figure | None":
+    found = files.having("layers/accuracy")
+    if not found:
+        return None
+    figure, axes = panels(1, 1, 5.0, 4.0)
+    for encoder in found:
+        accuracy = 100 * np.asarray(encoder.arrays["layers/accuracy"], dtype=np.float64)
+        _curve(axes[0, 0], line_of(files, encoder), np.asarray(encoder.arrays["layers/depth"]), accuracy)
+    axes[0, 0].set_ylim(bottom=0)
+    _whole_numbers(axes[0, 0])
+    _finish(axes[0, 0], "Depth (0 = patch embedding)", "Linear probe, held-out images (top-1, %)")
     return figure
 
 
@@ -615,7 +638,7 @@ def masked_neighbours(files: AnalysisFiles) -> "Figure | None":
     ):
         axis.set_title(title, fontsize=8)
     _row_names(axes, names)
-    figure.suptitle("Nearest whole images of a half-seen one (retrieval, not generation)", fontsize=9)
+    _title(figure, "Nearest whole images of a half-seen one (retrieval, not generation)")
     return figure
 
 
@@ -671,6 +694,13 @@ def reconstruction(files: AnalysisFiles) -> "Figure | None":
         names += ["original", "masked", plain(encoder.row.name) + ("" if score is None else f"\n{score:.1f} dB hidden")]
     _row_names(axes, names)
     return figure
+
+
+def _title(figure: "Figure", text: str) -> None:
+    """A title that is broken into lines where the figure is narrow."""
+    import textwrap
+
+    figure.suptitle("\n".join(textwrap.wrap(text, int(13 * figure.get_size_inches()[0]))), fontsize=9)
 
 
 def _picture(axis: "Axes", picture: NDArray[np.generic]) -> None:
@@ -742,6 +772,7 @@ FIGURES: "dict[str, Callable[[AnalysisFiles], Figure | None]]" = {
     "post_attention": after_attention,
     "eigenvalues": eigenvalues,
     "patch_probe": patch_probe,
+    "layer_probe": layer_probe,
     "masked_agreement": masked_agreement,
     "masked_neighbours": masked_neighbours,
     "noise_robustness": noise_robustness,
