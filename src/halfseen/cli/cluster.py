@@ -1,23 +1,12 @@
 """`halfseen cluster`: whether clusters of the features, found without labels, agree with the classes."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from halfseen.cli.arguments import sort_words
-from halfseen.cli.inputs import (
-    Run,
-    find_run,
-    forward_settings,
-    need_run,
-    open_images,
-    progress_line,
-    show_result,
-    whole_or_split,
-)
+from halfseen.cli.inputs import find_run, progress_line, show_result
 from halfseen.cli.measuring import (
     CropRatio,
     Device,
@@ -30,15 +19,8 @@ from halfseen.cli.measuring import (
     Role,
     Workers,
     labelled_data,
-    subject_of,
 )
-from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
-
-if TYPE_CHECKING:
-    from halfseen.backbones.weights import LoadedEncoder
-    from halfseen.evaluation.clustering import ClusterConfig, Head
-    from halfseen.evaluation.subject import Subject
 
 
 def command(
@@ -101,59 +83,22 @@ def command(
         "batch_size": batch_size,
     }
     changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
-    config = _settings(run, changes)
-    forward = forward_settings(device, precision, run)
     grouped = labelled_data(data, run, "the images to group", option="--data")
 
-    from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.clustering import cluster_protocol
-    from halfseen.evaluation.statements import Split
+    from halfseen.evaluate import cluster
 
-    loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    subject = subject_of(loaded, forward, run, seed, workers)
-    heads: Mapping[str, Head] | None = None
-    if config.source == "head":
-        subject, heads = _with_heads(need_run(encoder), subject, loaded)
-    split = whole_or_split(grouped, "test")
-    images = Split(open_images(grouped, split, run), split if split == "test" else "all")
     with progress_line() as on_progress:
-        result = cluster_protocol(subject, images, config, heads=heads, seed=seed, on_progress=on_progress)
+        result = cluster(
+            encoder,
+            grouped,
+            overrides=changes,
+            role=role,
+            image_size=image_size,
+            seed=seed,
+            device=device,
+            precision=precision,
+            workers=workers,
+            pretrained=pretrained,
+            on_progress=on_progress,
+        )
     show_result(result, run, out)
-
-
-def _settings(run: Run | None, changes: list[str]) -> "ClusterConfig":
-    """The protocol's settings; from a run which features it looks at and how its images are cut."""
-    from halfseen.config.load import load_config
-    from halfseen.evaluation.clustering import ClusterConfig
-
-    kept = ("feature", "resize", "crop_ratio", "batch_size")
-    own = {} if run is None else {name: getattr(run.config.evaluate, name) for name in kept}
-    return load_config(ClusterConfig, [Layer("the run", own)], changes).config
-
-
-def _with_heads(run: Run, subject: "Subject", loaded: "LoadedEncoder") -> "tuple[Subject, dict[str, Head]]":
-    """The run's encoder and head, trained and untrained, of its newest checkpoint: both of one step.
-
-    Raises:
-        ConfigError: the run's method has no such head.
-    """
-    from halfseen.pretraining.build import load_method, untrained_method
-
-    trained, untrained = load_method(run.folder).eval(), untrained_method(run.config).eval()
-    heads = trained.class_heads()
-    if loaded.role not in heads:
-        raise ConfigError(
-            f"source: got 'head', but '{trained.name}' as it was trained here has no head that gives images to one of "
-            "several outputs. iBOT, DINO, AttMask and MSN have; take source=features."
-        )
-    if loaded.encoder.image_size != run.config.data.image_size:
-        raise ConfigError(
-            f"--image-size: got {loaded.encoder.image_size}, but a head is measured at the size it was trained with, "
-            f"{run.config.data.image_size}. Leave it out."
-        )
-    subject = replace(
-        subject,
-        encoder=trained.encoders()[loaded.role],
-        random_encoder=lambda: untrained.encoders()["student"],
-    )
-    return subject, {"encoder": heads[loaded.role], "random_init": untrained.class_heads()["student"]}

@@ -7,8 +7,8 @@ import typer
 
 from halfseen.cli.arguments import override, run_dir_of
 from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, is_first_process
-from halfseen.cli.inputs import Run, console, find_run, whole_or_split
-from halfseen.cli.measuring import Device, ImageSize, Precision, Pretrained, Role, TestData, labelled_data, subject_of
+from halfseen.cli.inputs import Run, console, find_run
+from halfseen.cli.measuring import Device, ImageSize, Precision, Pretrained, Role, TestData, labelled_data
 from halfseen.cli.resuming import launch_again, settings_to_go_on
 from halfseen.config.load import is_override
 from halfseen.errors import ConfigError, HalfseenError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from halfseen.config.load import Loaded
     from halfseen.evaluation.finetune import FinetuneOutcome
     from halfseen.evaluation.finetune_config import FinetuneConfig, Protocol
-    from halfseen.evaluation.statements import Split
     from halfseen.evaluation.subject import Subject
 
 
@@ -106,13 +105,17 @@ def command(
         raise typer.Exit(
             launch_again("finetune", devices, [*([] if encoder is None else [encoder]), *changes], launched)
         )
+    from halfseen.evaluate import finetune_splits, prepare_finetune
+
     try:
+        if resume is None:
+            labelled_data(train, find_run(str(encoder)), "the labelled images to train on")
         subject, config, settings = (
-            _new(str(encoder), changes, train, protocol or "finetune", role, pretrained)
+            prepare_finetune(str(encoder), changes, train, protocol or "finetune", role, pretrained)
             if resume is None
             else _old(resume, changes, protocol)
         )
-        splits = _splits(config.config)
+        splits = finetune_splits(config.config)
     except HalfseenError:
         if is_first_process():
             raise
@@ -135,44 +138,6 @@ def _sorted(words: list[str]) -> tuple[str | None, list[str]]:
             "key=value words. Name the images by --train and --test."
         )
     return (plain[0] if plain else None), [word for word in words if is_override(word)]
-
-
-def _new(
-    word: str, changes: list[str], train: str | None, name: str, role: str | None, pretrained: bool
-) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
-    """A run that begins: its encoder, and the protocol's settings for it."""
-    from halfseen.backbones.weights import load_encoder
-    from halfseen.config.load import Layer, load_config
-    from halfseen.engine.config import RuntimeConfig
-    from halfseen.evaluation.finetune_config import FinetuneConfig, finetune_settings
-
-    run = find_run(word)
-    loaded = load_encoder(word, role, pretrained=pretrained)
-    asked = next((text.partition("=")[2] for text in changes if text.startswith("data.image_size=")), None)
-    size = int(asked) if asked is not None and asked.isdigit() else loaded.image_size
-    settings = finetune_settings(name, loaded.encoder, size)
-    own: dict[str, object] = {
-        "encoder": word,
-        "data": {
-            **({} if run is None else _of_run(run)),
-            "image_size": loaded.image_size,
-            "mean": list(loaded.mean),
-            "std": list(loaded.std),
-        },
-    }
-    source = labelled_data(train, run, "the labelled images to train on")
-    layers = [Layer(f"the protocol {name}", settings.settings), Layer("the encoder", own)]  # type: ignore[arg-type]
-    if train is not None:
-        changes = [override("data.source", source), *changes]
-    config = load_config(FinetuneConfig, layers, changes)
-    runtime: RuntimeConfig = config.config.runtime
-    return subject_of(loaded, runtime, run, config.config.seed, runtime.workers), config, settings
-
-
-def _of_run(run: Run) -> dict[str, object]:
-    """Where a run's images are; which of them it was trained on is not what fine-tuning is restricted to."""
-    data = run.config.data
-    return {"source": data.source, "root_dir": data.root_dir, "skip_list": data.skip_list}
 
 
 def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
@@ -212,20 +177,6 @@ def _seen(run: Run | None) -> str | None:
     from halfseen.reports.runfiles import pretraining_fingerprint
 
     return pretraining_fingerprint(run.folder)
-
-
-def _splits(config: "FinetuneConfig") -> "tuple[Split, Split | None]":
-    """Training and test images; None for these where they have to be cut off the training images."""
-    from halfseen.data.sources import open_source
-    from halfseen.evaluation.statements import Split
-
-    source = config.data.source
-    train = Split(open_source(source, "train", config=config.data), "train")
-    asked = config.test or source
-    split = whole_or_split(asked, "test")
-    if split == "train" and asked == source:
-        return train, None
-    return train, Split(open_source(asked, split, config=config.data), split if split == "test" else "all")
 
 
 def _show(outcome: "FinetuneOutcome", config: "FinetuneConfig") -> None:

@@ -1,117 +1,51 @@
-"""What the commands that look at an encoder read from their words: the encoder or run, images, a progress line."""
+"""What the commands that look at an encoder read from their words, and how they show progress and results."""
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from halfseen.errors import ConfigError
+from halfseen.opening import (
+    Run,
+    Split,
+    find_run,
+    forward_settings,
+    need_run,
+    open_images,
+    open_test,
+    same_network,
+    whole_or_split,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from halfseen.backbones.base import Encoder
-    from halfseen.backbones.weights import LoadedEncoder
-    from halfseen.data.sources import Source
-    from halfseen.engine.config import RuntimeConfig
     from halfseen.evaluation.results import Result
-    from halfseen.evaluation.statements import Split as Side
-    from halfseen.pretraining.config import RunConfig
+
+__all__ = [
+    "OnProgress",
+    "Run",
+    "Split",
+    "console",
+    "find_run",
+    "forward_settings",
+    "need_run",
+    "need_suffix",
+    "open_images",
+    "open_test",
+    "progress_line",
+    "same_network",
+    "show_result",
+    "whole_or_split",
+]
 
 EVALUATIONS = "evaluations"
 PIPE_WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 
-Split = Literal["train", "test"]
 OnProgress = Callable[[str, int, int], None]
-
-
-class Run(NamedTuple):
-    """A run's folder and its configuration."""
-
-    folder: Path
-    config: "RunConfig"
-
-
-def find_run(word: str) -> Run | None:
-    """The run of pre-training that a word names; None where it names something else: a file, a timm model, a folder."""
-    folder = Path(word)
-    if not (folder / "config.yaml").is_file() or is_finetuning(folder):
-        return None
-    from halfseen.pretraining.folder import read_config
-
-    return Run(folder, read_config(folder))
-
-
-def is_finetuning(folder: Path) -> bool:
-    """Whether a folder with a config.yaml is one of fine-tuning, whose encoder is measured like any exported one."""
-    from halfseen.config.yaml_text import read_settings
-
-    return "protocol" in read_settings(folder / "config.yaml")
-
-
-def need_run(word: str) -> Run:
-    """The run that a word names.
-
-    Raises:
-        ConfigError: if it isn't a run's folder.
-    """
-    run = find_run(word)
-    if run is None:
-        raise ConfigError(f"'{word}' is not a run: it is no folder with a config.yaml. Give one like runs/NAME.")
-    return run
-
-
-def open_images(source: str, split: Split, run: Run | None = None, size: int | None = None) -> "Source":
-    """A split of some data, opened with the run's own settings where it is the run's data.
-
-    Args:
-        size: side of the images that are looked at: other data that is composed is drawn for it, whoever asks.
-    """
-    from halfseen.data.config import DataConfig
-    from halfseen.data.sources import open_source
-
-    own = None if run is None else run.config.data
-    if size is not None and (own is None or own.source != source):
-        own = DataConfig(source=source, image_size=min(max(size, 16), 4096))
-    return open_source(source, split, config=own)
-
-
-def whole_or_split(source: str, split: Split) -> Split:
-    """`split` where the data has it; 'train', which is all of it, where the data has no parts."""
-    from halfseen.data.sources import has_split
-
-    return split if split == "train" or has_split(source, split) else "train"
-
-
-def open_test(source: str, train: str, run: Run | None = None, size: int | None = None) -> "Side | None":
-    """The images that are classified: the test split of `source`, or all of it; None where they are `train`'s own."""
-    from halfseen.evaluation.statements import Split as Side
-
-    split = whole_or_split(source, "test")
-    if split == "train" and source == train:
-        return None
-    return Side(open_images(source, split, run, size), split if split == "test" else "all")
-
-
-def same_network(loaded: "LoadedEncoder", run: Run | None, seed: int) -> Callable[[], "Encoder"]:
-    """Builds the encoder's network anew: as the run's method begins it, or as timm does for other encoders."""
-
-    def build() -> "Encoder":
-        if run is not None and run.config.data.image_size == loaded.encoder.image_size:
-            from halfseen.pretraining.build import untrained_encoder
-
-            return untrained_encoder(run.config)
-        import torch
-
-        from halfseen.backbones.build import build_encoder
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return build_encoder(loaded.encoder.config, loaded.encoder.image_size)
-
-    return build
 
 
 def need_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
@@ -122,21 +56,6 @@ def need_suffix(option: str, path: Path, known: tuple[str, ...]) -> None:
     """
     if path.suffix not in known:
         raise ConfigError(f"{option}: got '{path}', expected a file name that ends in {' or '.join(known)}.")
-
-
-def forward_settings(device: str | None, precision: str | None, run: Run | None = None) -> "RuntimeConfig":
-    """Where and in which number format the encoder computes: as asked, else as the run did, else fp32.
-
-    Raises:
-        ConfigError: an unknown device or precision.
-    """
-    from halfseen.config.load import load_config
-    from halfseen.engine.config import RuntimeConfig
-
-    if precision is None:
-        precision = "fp32" if run is None else run.config.runtime.precision
-    words = [f"precision={precision}"] + ([] if device is None else [f"device={device}"])
-    return load_config(RuntimeConfig, overrides=words).config
 
 
 def console() -> "Console":

@@ -1,20 +1,11 @@
 """`halfseen knn`: how well the nearest neighbours in feature space agree on the class, beside both baselines."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from halfseen.cli.inputs import (
-    Run,
-    find_run,
-    forward_settings,
-    open_images,
-    open_test,
-    progress_line,
-    show_result,
-)
+from halfseen.cli.inputs import find_run, progress_line, show_result
 from halfseen.cli.measuring import (
     CropRatio,
     Device,
@@ -28,12 +19,7 @@ from halfseen.cli.measuring import (
     TestData,
     Workers,
     labelled_data,
-    subject_of,
 )
-from halfseen.config.load import Layer
-
-if TYPE_CHECKING:
-    from halfseen.evaluation.results import EvaluateConfig
 
 
 def command(
@@ -82,37 +68,24 @@ def command(
         "max_test": max_test,
         "batch_size": batch_size,
     }
-    config = _settings(run, options)
-    forward = forward_settings(device, precision, run)
+    changes = [f"{name}={value}" for name, value in options.items() if value is not None]
     voters = labelled_data(train, run, "the labelled images that vote")
-    queries = test if test is not None else voters
 
-    from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.protocols import knn_protocol
-    from halfseen.evaluation.statements import Split
+    from halfseen.evaluate import knn
 
-    loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    train_images = Split(open_images(voters, "train", run), "train")
-    test_images = open_test(queries, voters, run)
     with progress_line() as on_progress:
-        result = knn_protocol(
-            subject_of(loaded, forward, run, seed, workers),
-            train_images,
-            test_images,
-            config,
+        result = knn(
+            encoder,
+            voters,
+            test,
+            overrides=changes,
+            role=role,
+            image_size=image_size,
             seed=seed,
-            strict_k=k is not None,
+            device=device,
+            precision=precision,
+            workers=workers,
+            pretrained=pretrained,
             on_progress=on_progress,
         )
     show_result(result, run, out)
-
-
-def _settings(run: Run | None, options: Mapping[str, object]) -> "EvaluateConfig":
-    """The run's own settings of its evaluation, or the defaults, changed by the options; all images unless limited."""
-    from halfseen.config.load import load_config
-    from halfseen.evaluation.results import EvaluateConfig
-
-    base = EvaluateConfig.model_validate({}) if run is None else run.config.evaluate
-    changes = [f"{name}={value}" for name, value in options.items() if value is not None]
-    layer = Layer("the run", {**base.model_dump(mode="json"), "max_train": None, "max_test": None})
-    return load_config(EvaluateConfig, [layer], changes).config

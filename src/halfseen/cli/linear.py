@@ -1,20 +1,12 @@
 """`halfseen linear`: what a frozen encoder is worth to a linear classifier, by the published protocols."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from halfseen.cli.arguments import sort_words
-from halfseen.cli.inputs import (
-    Run,
-    find_run,
-    forward_settings,
-    open_images,
-    open_test,
-    progress_line,
-    show_result,
-)
+from halfseen.cli.inputs import find_run, progress_line, show_result
 from halfseen.cli.measuring import (
     CropRatio,
     Device,
@@ -28,14 +20,8 @@ from halfseen.cli.measuring import (
     TestData,
     Workers,
     labelled_data,
-    subject_of,
 )
-from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
-
-if TYPE_CHECKING:
-    from halfseen.backbones.base import Encoder
-    from halfseen.evaluation.linear_config import LinearConfig
 
 
 def command(
@@ -111,38 +97,23 @@ def command(
     }
     changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
     trained_on = labelled_data(train, run, "the labelled images to train the classifiers on")
-    queries = test if test is not None else trained_on
 
-    from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.linear_config import linear_protocol_settings
-    from halfseen.evaluation.linear_protocol import linear_protocol
-    from halfseen.evaluation.statements import Split
+    from halfseen.evaluate import linear
 
-    linear_protocol_settings(protocol)
-    forward = forward_settings(device, precision, run)
-    loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    config = _settings(protocol, run, loaded.encoder, changes)
-    train_images = Split(open_images(trained_on, "train", run), "train")
-    test_images = open_test(queries, trained_on, run)
     with progress_line() as on_progress:
-        result = linear_protocol(
-            subject_of(loaded, forward, run, seed, workers),
-            train_images,
-            test_images,
-            config,
+        result = linear(
+            encoder,
+            trained_on,
+            test,
+            protocol=protocol,
+            overrides=changes,
+            role=role,
+            image_size=image_size,
             seed=seed,
+            device=device,
+            precision=precision,
+            workers=workers,
+            pretrained=pretrained,
             on_progress=on_progress,
         )
     show_result(result, run, out)
-
-
-def _settings(protocol: str, run: Run | None, encoder: "Encoder", changes: list[str]) -> "LinearConfig":
-    """The protocol's settings; from a run how its images are cut and, for `linear`, which features it looks at."""
-    from halfseen.config.load import load_config
-    from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
-
-    published = LinearConfig.model_validate(linear_protocol_settings(protocol, encoder)).model_dump(mode="json")
-    kept = ("resize", "crop_ratio", "feature") if protocol == "linear" else ("crop_ratio",)
-    own = {} if run is None else {name: getattr(run.config.evaluate, name) for name in kept}
-    layers = [Layer(f"the protocol {protocol}", published), Layer("the run", own)]
-    return load_config(LinearConfig, layers, changes).config

@@ -1,16 +1,28 @@
 """What the commands that measure a frozen encoder share: their options, and how words become a `Subject`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from halfseen.cli.inputs import Run, same_network
 from halfseen.errors import ConfigError
+from halfseen.opening import Run, subject_of
 
-if TYPE_CHECKING:
-    from halfseen.backbones.weights import LoadedEncoder
-    from halfseen.engine.config import RuntimeConfig
-    from halfseen.evaluation.subject import Subject
+__all__ = [
+    "CropRatio",
+    "Device",
+    "EncoderWord",
+    "ForwardBatch",
+    "ImageSize",
+    "LastBlocks",
+    "MaxTest",
+    "Precision",
+    "Pretrained",
+    "Role",
+    "TestData",
+    "Workers",
+    "labelled_data",
+    "subject_of",
+]
 
 EncoderWord = Annotated[
     str, typer.Argument(help="A run's folder, an encoder.safetensors, an official checkpoint, or timm:NAME.")
@@ -47,24 +59,3 @@ def labelled_data(train: str | None, run: Run | None, purpose: str, option: str 
     if run is None:
         raise ConfigError(f"{option}: missing. Name {purpose}, for instance {option} bundled:fashion.")
     return run.config.data.source
-
-
-def subject_of(
-    loaded: "LoadedEncoder", forward: "RuntimeConfig", run: Run | None, seed: int, workers: int
-) -> "Subject":
-    """A loaded encoder as what a protocol measures."""
-    from halfseen.evaluation.subject import Subject
-    from halfseen.reports.runfiles import pretraining_fingerprint
-
-    return Subject(
-        loaded.encoder,
-        same_network(loaded, run, seed),
-        loaded.mean,
-        loaded.std,
-        loaded.origin,
-        role=loaded.role,
-        pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
-        device=forward.device,
-        precision=forward.precision,
-        workers=workers,
-    )

@@ -46,7 +46,7 @@ def list_members(path: Path) -> Members:
     try:
         with zipfile.ZipFile(path) as archive:
             found = sorted((each for each in archive.infolist() if not each.is_dir()), key=lambda each: each.filename)
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise DataError(f"data.source: '{path}' is not a whole zip archive ({error}). Fetch it anew.") from None
     rows = [
         (each.header_offset, each.compress_size, each.file_size, each.compress_type, each.flag_bits) for each in found
