@@ -81,7 +81,7 @@ def _seeded_globals(seed: int) -> Iterator[None]:
     """Python's and NumPy's global random states under a seed, and as they were afterwards."""
     before, before_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm knows no other source.
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.set_state(np.random.RandomState(seed).get_state())  # noqa: NPY002
     try:
         yield
     finally:
