@@ -1,11 +1,13 @@
-"""The PNG of the reconstructions holds the pictures of the arrays."""
+"""The PNGs of reconstructions and segmentations hold the pictures of the arrays."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from halfseen.errors import CheckpointError
-from halfseen.reports.figures import draw_reconstructions
+from halfseen.reports.figures import draw_reconstructions, draw_segmentation
 from reports.written_run import write_run
 
 
@@ -30,3 +32,25 @@ def test_a_broken_file_is_a_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="holds no reconstructions"):
         draw_reconstructions(path)
+
+
+@pytest.mark.parametrize("num_classes", [3, 14])
+def test_segmentations_show_image_target_and_prediction_in_the_same_colours(tmp_path: Path, num_classes: int) -> None:
+    arrays = tmp_path / "segmentation_example.npz"
+    targets = np.arange(2 * 16 * 16).reshape(2, 16, 16) % num_classes
+    np.savez(
+        arrays,
+        images=np.full((2, 16, 16, 3), 120, np.uint8),
+        targets=np.where(targets == 1, 255, targets).astype(np.uint8),
+        predictions=targets.astype(np.uint8),
+        miou=np.array([0.5, 1.0]),
+        names=np.array([f"${number}_class" for number in range(num_classes)]),
+    )
+    out = draw_segmentation(arrays)
+    assert out == arrays.with_suffix(".png")
+    with Image.open(out) as picture:
+        colours = {tuple(pixel) for pixel in np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()}
+        assert picture.height > 400 and len(colours) >= num_classes + 2
+    arrays.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="holds no examples of a segmentation"):
+        draw_segmentation(arrays)
