@@ -80,7 +80,7 @@ def _rand_augment(settings: RandAugment) -> Callable[[Image.Image], Image.Image]
 def _seeded_globals(seed: int) -> Iterator[None]:
     """Python's and NumPy's global random states under a seed, and as they were afterwards."""
     before, before_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - timm knows no other source.
-    random.seed(seed)
+    random.setstate(random.Random(seed).getstate())
     np.random.set_state(np.random.RandomState(seed).get_state())  # noqa: NPY002
     try:
         yield
