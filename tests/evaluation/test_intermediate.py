@@ -26,6 +26,7 @@ from halfseen.evaluation.intermediate_config import (
     intermediate_settings,
 )
 from halfseen.evaluation.statements import Split
+from parity.discovery import load_arrays, parity_files, state_under
 
 VINY = {"name": "viny_4m", "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2, "head_dim": 8}
 SWIN = {"name": "swin_tiny", "patch_size": 4, "embed_dim": 12, "depths": (1, 1), "num_heads": 2, "window_size": 4}
@@ -239,6 +240,27 @@ def test_the_encoder_can_be_kept_beside_its_descendants(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, kept[name]) for name, tensor in encoder.state_dict().items())
     with pytest.raises(ConfigError, match="holds an encoder already"):
         keep_encoder(subject, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", parity_files("simmim", "vit_seed_simmim") + parity_files("simmim", "vit_seed_finetune")
+)
+def test_whole_models_of_viny_are_taken(path: Path, tmp_path: Path) -> None:
+    """`mim_*.pth` with decoder and mask token, or a segmentation model with heads: the encoder is what counts."""
+    arrays = load_arrays(path)
+    state = state_under(arrays, "sd/")
+    if path.name.startswith("vit_seed_finetune"):
+        width = state["encoder.cls_token"].shape[-1]
+        state |= {"encoder.head.weight": torch.zeros(6, width), "encoder.head.bias": torch.zeros(6)}
+    torch.save(state, tmp_path / "mim_tiny.pth")
+    loaded = load_encoder(tmp_path / "mim_tiny.pth", num_heads=int(arrays["meta/heads"]))
+    drawing = np.random.default_rng(0)
+    images = drawing.integers(0, 255, (4, 32, 32, 3)).astype(np.uint8)
+    data = Split(ArraySource("noise", images, np.array([0, 1, 0, 1]), ("a", "b")), "train")
+    found = run(data, tmp_path / "out", settings(lr=1e-12), encoder=loaded.encoder)
+    trained = weights(found)
+    torch.testing.assert_close(trained["pos_embed"], state["encoder.pos_embedding"], rtol=0, atol=1e-6)
+    assert not any(name.startswith(("head", "mlp", "decoder")) for name in trained)
 
 
 def unlabelled(count: int = 8) -> Split:
