@@ -101,7 +101,8 @@ def detect_kind(names: Iterable[str], family: Kind | None = None) -> Kind:
     if "patch_embed.proj.weight" not in bare:
         some = ", ".join(sorted(known)[:3])
         raise WeightsError(
-            f"weights: no known layout. Known: {', '.join(KINDS)}. The file's tensors are called {some} ..."
+            f"weights: no known layout (the tensors are called {some} ...). Known: {', '.join(KINDS)}. Give a file "
+            "of one of these, or an encoder.safetensors with its encoder.json beside it."
         )
     if "layers.0.blocks.0.attn.qkv.weight" in bare:
         official = any(name.startswith("layers.0.downsample.") for name in bare) or bare != known
