@@ -32,7 +32,7 @@ EVALUATIONS: dict[str, tuple[str, ...]] = {
     "knn": ("knn",),
     "linear": ("linear",),
     "logistic": ("logistic", "--per-class", "5"),
-    "finetune": ("finetune", "--protocol", "finetune", "epochs=3"),
+    "finetune": ("finetune", "data.subset_size=1000", "train.epochs=8"),
 }
 """What is measured: words of `halfseen`, after the encoder and before its data."""
 
@@ -90,6 +90,11 @@ def commands(
     return found
 
 
+def result_in(out: Path) -> Path | None:
+    """The file of an evaluation; fine-tuning leaves a whole run."""
+    return next(iter([*out.glob("evaluations/*.json"), *out.glob("*.json")]), None)
+
+
 def score(result: Mapping[str, object]) -> dict[str, float]:
     """Percent by what was measured: "encoder", other encoders by role, "random_init", "raw_pixels"."""
     own, others = result["metrics"], result["baselines"]
@@ -105,7 +110,7 @@ def table(folder: Path, names: Sequence[str], evaluations: Sequence[str], seeds:
         runs = [folder / f"{name}-seed{seed}" for seed in range(seeds)]
         cells = [f"{spread([metrics_of(run)[-1]['seconds'] for run in runs])} s"]
         for evaluation in evaluations:
-            paths = [next((folder / evaluation / run.name).glob("*.json"), None) for run in runs]
+            paths = [result_in(folder / evaluation / run.name) for run in runs]
             found = [score(json.loads(path.read_text(encoding="utf-8"))) for path in paths if path is not None]
             pixels[evaluation] += [each["raw_pixels"] for each in found if "raw_pixels" in each]
             before = [each["random_init"] for each in found if "random_init" in each]
@@ -142,9 +147,10 @@ def main() -> None:
             out = folder / evaluation / run_dir.name
             command, *options = EVALUATIONS[evaluation]
             seed = ("--seed", run_dir.name.rpartition("seed")[2])
-            words = [command, str(run_dir), *options, "--train", DATA, "--test", DATA, *seed, "--out", str(out)]
+            where = ("--run-dir" if command == "finetune" else "--out", str(out))
+            words = [command, str(run_dir), *options, "--train", DATA, "--test", DATA, *seed, *where]
             print("halfseen", *words, flush=True)
-            if not any(out.glob("*.json")):
+            if result_in(out) is None:
                 halfseen(*words)
         print(table(folder, names, evaluations[: evaluations.index(evaluation) + 1], arguments.seeds), flush=True)
 

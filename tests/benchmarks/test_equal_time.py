@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.equal_time import METHODS, commands, epochs_that_take, table
+from benchmarks.equal_time import METHODS, commands, epochs_that_take, result_in, table
 
 
 def write_log(run_dir: Path, lines: list[dict[str, float]]) -> None:
@@ -37,6 +37,15 @@ def test_the_table_has_mean_and_spread_of_encoder_and_untrained_network(tmp_path
     lines = table(tmp_path, ["MAE"], ["knn"], seeds=2).splitlines()
     assert lines[-2] == "| MAE | 100.50 +- 0.71 s | 71.00 +- 1.41 (60.00 +- 0.00) |"
     assert lines[-1] == "| raw pixels | | 80.50 +- 0.71 |"
+
+
+def test_a_fine_tuning_is_found_in_its_run(tmp_path: Path) -> None:
+    write_log(tmp_path / "run", [{"step": 1, "seconds": 1.0}])
+    (tmp_path / "run" / "data.json").write_text("{}", encoding="utf-8")
+    assert result_in(tmp_path / "none") is None
+    (tmp_path / "run" / "evaluations").mkdir()
+    (tmp_path / "run" / "evaluations" / "finetune.json").write_text("{}", encoding="utf-8")
+    assert result_in(tmp_path / "run") == tmp_path / "run" / "evaluations" / "finetune.json"
 
 
 def test_what_is_not_measured_is_a_dash(tmp_path: Path) -> None:
