@@ -29,7 +29,11 @@ def linear_cka(first: Sequence[Float[Tensor, "n _"]], second: Sequence[Float[Ten
     ours, theirs = [_centred(matrix) for matrix in first], [_centred(matrix) for matrix in second]
     scale_first = torch.stack([_product(x, x) for x in ours]).sqrt()
     scale_second = scale_first if first is second else torch.stack([_product(y, y) for y in theirs]).sqrt()
-    products = torch.stack([torch.stack([_product(x, y) for y in theirs]) for x in ours])
+    rows: list[Tensor] = []
+    for number, x in enumerate(ours):
+        known = [row[number] for row in rows] if first is second else []
+        rows.append(torch.stack([*known, *(_product(x, y) for y in theirs[len(known) :])]))
+    products = torch.stack(rows)
     alignment: Tensor = products / (scale_first[:, None] * scale_second)
     return alignment
 

@@ -581,7 +581,7 @@ def layer_probe(files: AnalysisFiles) -> "Figure | None":
     for encoder in found:
         accuracy = 100 * np.asarray(encoder.arrays["layers/accuracy"], dtype=np.float64)
         _curve(axes[0, 0], line_of(files, encoder), np.asarray(encoder.arrays["layers/depth"]), accuracy)
-    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylim(0, 100)
     _whole_numbers(axes[0, 0])
     _finish(axes[0, 0], "Depth (0 = patch embedding)", "Linear probe, held-out images (top-1, %)")
     return figure
