@@ -1,6 +1,7 @@
 """Fine-tuning: the run and its folder, resuming, what each setting changes, which weights are reported."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.backbones.weights import load_encoder
 from halfseen.config.load import Layer, Loaded, load_config
 from halfseen.data.sources import ArraySource
+from halfseen.engine.distributed import Distributed
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
 from halfseen.evaluation.classifier import classifier_from, load_classifier
 from halfseen.evaluation.finetune import RANDOM, START, FinetuneOutcome, finetune
@@ -27,6 +29,7 @@ from halfseen.evaluation.finetune_config import (
     departures,
     finetune_settings,
 )
+from halfseen.evaluation.finetune_training import Images, score
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject
 from halfseen.ops.pixels import normalise
@@ -228,6 +231,21 @@ def test_which_weights_are_reported(choose: str, tmp_path: Path) -> None:
     reported = load_classifier(outcome.classifier)
     kept = load_encoder(outcome.run_dir).encoder
     assert equal(dict(reported.encoder.trunk.state_dict()), dict(kept.trunk.state_dict()))
+
+
+@pytest.mark.parametrize(("bias", "right"), [(0.0, 4), (math.nan, 0)], ids=["ties", "diverged"])
+def test_ties_go_to_the_lower_class_and_no_number_is_never_right(bias: float, right: int) -> None:
+    """12 images of 3 classes: a head that says the same for all is right for class 0 alone."""
+    _, loaded, _ = prepare(None)
+    network = classifier_from(encoder(), "mean", 3, torch.Generator())
+    torch.nn.init.zeros_(network.head.weight)
+    torch.nn.init.constant_(network.head.bias, bias)
+    source = images(12)
+    tested = Images(source, np.arange(12), torch.from_numpy(source.labels.astype(np.int64)))
+    found = score(network, tested, loaded.config, loaded.config.runtime, Distributed())
+    assert found is not None
+    assert int((found.rank == 0).sum()) == right
+    assert found.predicted.tolist() == [0] * 12
 
 
 def test_one_split_is_cut_and_says_so(tmp_path: Path) -> None:

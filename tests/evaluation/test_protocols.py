@@ -135,6 +135,9 @@ def test_too_large_k_is_left_out_or_refused(voters, queries):
 def test_what_was_seen_in_pretraining_is_said(voters, queries):
     seen = measure(voters, queries, pretrained_on=queries.source.fingerprint()).notes
     assert any("were seen in pre-training, without their labels" in note for note in seen)
+    part = Split(queries.source.subset(range(20)), "test")
+    drawn = measure(voters, part, pretrained_on=queries.source.fingerprint()).notes
+    assert any("some or all were seen in pre-training" in note for note in drawn)
     other = measure(voters, queries, pretrained_on="0" * 64).notes
     assert any("another set of images" in note for note in other)
     assert any("not known" in note for note in measure(voters, queries).notes)
@@ -142,7 +145,9 @@ def test_what_was_seen_in_pretraining_is_said(voters, queries):
 
 def test_shared_files_are_noticed(voters, tmp_path):
     some = Split(voters.source.subset(range(10)), "test")
-    assert any("10 of the classified images also vote" in note for note in measure(voters, some).notes)
+    assert any(
+        "10 of the classified images are among the training images" in note for note in measure(voters, some).notes
+    )
 
 
 def test_who_wins_is_said_with_its_doubt(voters, queries):

@@ -339,6 +339,16 @@ def test_other_classes_than_the_models_are_refused(
         load_trained(tmp_path / "run", settings())
 
 
+def test_another_runs_folder_is_left_alone(halves: Callable[..., Split], tmp_path: Path) -> None:
+    for name in ("config.yaml", "encoder.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("kept")
+        with pytest.raises(ConfigError, match="holds another run, whose encoder would be overwritten"):
+            measure(halves(6), None, settings("linear-segmentation"), run_dir=folder)
+        assert [path.name for path in folder.iterdir()] == [name]
+
+
 def test_faults_of_the_data(scenes: dict[str, Split], halves: Callable[..., Split], tmp_path: Path) -> None:
     plain = Split(open_source("bundled:fashion"), "train")
     with pytest.raises(DataError, match="has no masks at all"):

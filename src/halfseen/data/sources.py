@@ -140,6 +140,10 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """SHA-256, in hex, of names, sizes and labels: two runs with the same fingerprint saw the same data."""
 
+    def drawn_from(self) -> tuple["Source", ...]:
+        """The sources that its images were chosen from, if they were; nearest first."""
+        return ()
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """The images at `indices`, in that order."""
         return SubsetSource(self, np.asarray(indices, dtype=np.int64))
@@ -181,6 +185,9 @@ class SubsetSource(Source):
 
     def read_with_mask(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
         return self.whole.read_with_mask(int(self.indices[index]))
+
+    def drawn_from(self) -> tuple[Source, ...]:
+        return (self.whole, *self.whole.drawn_from())
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.whole.fingerprint().encode())
@@ -246,6 +253,9 @@ class JoinedSource(Source):
     def read_with_mask(self, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
         source, row = self._place(index)
         return source.read_with_mask(row)
+
+    def drawn_from(self) -> tuple[Source, ...]:
+        return (self.first, self.second, *self.first.drawn_from(), *self.second.drawn_from())
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.first.fingerprint()}+{self.second.fingerprint()}".encode()).hexdigest()

@@ -6,6 +6,7 @@ All that is random is a function of (seed, step, row of the whole batch), so it 
 micro-batches share a step.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from halfseen.engine.distributed import Distributed
 from halfseen.engine.precision import autocast
 from halfseen.evaluation.classifier import Classifier
 from halfseen.evaluation.finetune_config import FinetuneConfig
+from halfseen.evaluation.side_by_side import ranks
 from halfseen.ops.blending import blend_neighbours, draw_blends
 from halfseen.ops.erasing import draw_erasures, erase
 from halfseen.ops.mixing import mix_or_cut
@@ -207,10 +209,11 @@ def score(
         labels = torch.tensor([label_of[row] for row in batch.indices.tolist()])
         with torch.inference_mode(), autocast(device, runtime.precision):
             logits = classifier(normalise(batch.images.to(device), config.data.mean, config.data.std)).float()
-            true = labels.to(device)[:, None]
-            rank = (logits > logits.gather(1, true)).sum(1)
-            loss = F.cross_entropy(logits.double(), true[:, 0], reduction="none")
-        parts.append((batch.indices, labels, rank.cpu(), logits.argmax(1).cpu(), loss.cpu()))
+            true = labels.to(device)
+            rank = ranks(logits.T[None], true)[0]
+            predicted = logits.nan_to_num(nan=-math.inf).argmax(1)
+            loss = F.cross_entropy(logits.double(), true, reduction="none")
+        parts.append((batch.indices, labels, rank.cpu(), predicted.cpu(), loss.cpu()))
     gathered = world.gather((parts, skipped))
     if not world.is_main:
         return None

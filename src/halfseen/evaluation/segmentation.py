@@ -36,7 +36,7 @@ from halfseen.data.sources import JoinedSource
 from halfseen.data.subsets import draw_train_and_test
 from halfseen.engine.checkpoint import FOLDER as CHECKPOINTS
 from halfseen.engine.checkpoint import Identity
-from halfseen.engine.folder import hold_folder, write_json
+from halfseen.engine.folder import CONFIG, hold_folder, write_json
 from halfseen.engine.precision import autocast
 from halfseen.errors import CheckpointError, ConfigError, DataError, WeightsError
 from halfseen.evaluation.features import Precision, draw_subset
@@ -313,6 +313,7 @@ def _identity(subject: Subject, task: Task, config: SegmentationConfig, seed: in
         "test": task.test.source.fingerprint(),
         "encoder": weights_fingerprint(subject.encoder),
         "image_size": subject.size,
+        "precision": subject.precision,
     }
     return Identity(f"segmentation {config.protocol}", settings)
 
@@ -329,6 +330,10 @@ def _working_folder(
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"run_dir: '{run_dir}' is a file. Give a folder for the segmentation model.")
     mark = run_dir / IDENTITY
+    if not mark.is_file() and any((run_dir / name).exists() for name in (CONFIG, "encoder.json", CHECKPOINTS)):
+        raise ConfigError(
+            f"run_dir: '{run_dir}' holds another run, whose encoder would be overwritten. Give another folder."
+        )
     if mark.is_file() and not resume:
         raise ConfigError(
             f"run_dir: '{run_dir}' holds a segmentation already. Add --resume to go on with it, or give another folder."

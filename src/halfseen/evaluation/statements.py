@@ -146,13 +146,21 @@ def what_was_seen(train: Split, test: Split | None, pretrained_on: str | None) -
         sentences.append("What the encoder was pre-trained on is not known here.")
     elif pretrained_on == queried.source.fingerprint():
         sentences.append("The classified images were seen in pre-training, without their labels.")
+    elif pretrained_on in {source.fingerprint() for source in queried.source.drawn_from()}:
+        sentences.append(
+            "The classified images are drawn from a set of which some or all were seen in pre-training, without their "
+            "labels."
+        )
     else:
         sentences.append("Pre-training used another set of images than the classified ones, and no labels.")
     if test is not None:
         voting = _files(train.source)
         shared = sum(path in voting for path in _files(test.source))
         if shared:
-            sentences.append(f"Careful: {shared} of the classified images also vote, so the accuracy is too high.")
+            sentences.append(
+                f"Careful: {shared} of the classified images are among the training images, so the accuracy is too "
+                "high."
+            )
     return sentences
 
 
