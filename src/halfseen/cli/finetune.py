@@ -8,7 +8,7 @@ import typer
 from halfseen.cli.arguments import override, run_dir_of
 from halfseen.cli.exits import INTERRUPTED, USERS_FAULT, is_first_process
 from halfseen.cli.inputs import Run, console, find_run
-from halfseen.cli.measuring import Device, ImageSize, Precision, Pretrained, Role, TestData, labelled_data
+from halfseen.cli.measuring import Device, ImageSize, Pretrained, Role, TestData, labelled_data
 from halfseen.cli.resuming import launch_again, settings_to_go_on
 from halfseen.config.load import is_override
 from halfseen.errors import ConfigError, HalfseenError
@@ -57,7 +57,9 @@ def command(
         int | None, typer.Option(min=0, help="Draws order, augmentation, first weights and splits.")
     ] = None,
     device: Device = None,
-    precision: Precision = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; bf16 if left out where the device computes it natively.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Loader processes.")] = None,
     devices: Annotated[int, typer.Option(min=1, help="Processes on this machine: GPUs, or CPU processes.")] = 1,
     pretrained: Pretrained = False,

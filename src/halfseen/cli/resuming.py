@@ -3,16 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from pydantic import BaseModel
+
 from halfseen.cli.arguments import add_override, settings_file
 from halfseen.cli.exits import complain
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from halfseen.config.load import Layer, Loaded
 
-Model = TypeVar("Model", bound="BaseModel")
+Model = TypeVar("Model", bound=BaseModel)
 
 OTHER = {"pretrain": "finetune", "finetune": "pretrain"}
 """Which command goes on with the other kind of run."""
