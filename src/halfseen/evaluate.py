@@ -332,7 +332,7 @@ def prepare_finetune(
         },
     }
     source = _own_or(train, run, "train")
-    layers = [Layer(f"the protocol {name}", settings.settings), Layer("the encoder", own)]  # type: ignore[arg-type]
+    layers = [Layer(f"the protocol {name}", settings.settings, gives_way=True), Layer("the encoder", own)]  # type: ignore[arg-type]
     if train is not None:
         changes = [f"data.source={scalar_text(source)}", *changes]
     config = load_config(FinetuneConfig, layers, list(changes))

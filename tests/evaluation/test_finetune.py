@@ -24,6 +24,7 @@ from halfseen.evaluation.classifier import classifier_from, load_classifier
 from halfseen.evaluation.finetune import RANDOM, START, FinetuneOutcome, finetune
 from halfseen.evaluation.finetune_config import (
     FINETUNE_PROTOCOLS,
+    IMAGE_SIZES,
     FinetuneConfig,
     Protocol,
     departures,
@@ -72,7 +73,7 @@ def prepare(
     subject, _ = subject_of(own, lambda: encoder(own.config.name, 1) if start is None else start, pretrained_on="x")
     settings = finetune_settings(protocol, own)
     given = [*(SHORT if short else ()), *words] + ([] if folder is None else [f"run_dir={folder}"])
-    layers = [Layer("protocol", settings.settings), Layer("encoder", {"encoder": "here"})]
+    layers = [Layer("protocol", settings.settings, gives_way=True), Layer("encoder", {"encoder": "here"})]
     return subject, load_config(FinetuneConfig, layers, given), settings
 
 
@@ -309,7 +310,8 @@ def test_resuming_another_protocol_or_nothing_is_refused(tmp_path: Path) -> None
         (["layer_decay=1.5"], r"layer_decay: got 1.5, expected a float in \(0, 1\]"),
         (["mix.mixup=0.8", "train.batch_size=7"], "train.batch_size: got 7, but MixUp and CutMix blend pairs"),
         (["mix.mixup=0.8", "train.drop_last=false"], "the last batch of an epoch may be odd"),
-        (["mix.switch=0.3"], "switch: got 0.3, but it has no effect here"),
+        (["mix.switch=0.3"], "mix.switch: got 0.3, but it has no effect with one of mixup and cutmix alone"),
+        (["view.resize=squash", "view.crop_ratio=0.5"], "crop_ratio: got 0.5, but it has no effect with"),
         (["mix.form=torchvision"], "torchvision's is MixUp or CutMix with alpha 1"),
         (["augment.policy=wild"], "got 'wild', which timm can't read"),
         (["augment.policy=rand-m9", "augment.color_jitter=0.4"], "color_jitter: got 0.4 beside policy"),
@@ -335,11 +337,75 @@ def test_an_unknown_protocol_and_a_missing_class_token() -> None:
 
 @pytest.mark.parametrize("protocol", FINETUNE_PROTOCOLS)
 def test_every_protocol_is_whole_and_departs_in_nothing(protocol: str) -> None:
-    _, loaded, settings = prepare(None, protocol=protocol, short=False)
+    size = f"data.image_size={IMAGE_SIZES.get(protocol, SIDE)}"
+    _, loaded, settings = prepare(None, size, protocol=protocol, short=False)
     assert loaded.config.protocol == protocol
     assert departures(loaded.config, settings) == []
-    _, changed, _ = prepare(None, "layer_decay=0.99", "data.subset_size=9", protocol=protocol, short=False)
-    assert departures(changed.config, settings) == ["layer_decay"]
+    _, changed, _ = prepare(None, size, "layer_decay=0.99", "train.max_steps=9", protocol=protocol, short=False)
+    assert departures(changed.config, settings) == ["layer_decay", "train.max_steps"]
+
+
+def test_other_images_depart_from_what_is_published() -> None:
+    _, loaded, settings = prepare(
+        None, "data.image_size=64", "data.subset_size=9", protocol="mae-finetune", short=False
+    )
+    assert departures(loaded.config, settings) == ["data.image_size", "data.subset_size"]
+    _, loaded, settings = prepare(None, "data.image_size=64", "data.subset_size=9", short=False)
+    assert departures(loaded.config, settings) == []
+    words = ("data.image_size=224", "evaluate_every_epochs=5")
+    _, loaded, settings = prepare(None, *words, protocol="simmim-finetune", short=False)
+    assert departures(loaded.config, settings) == ["evaluate_every_epochs"]  # It chooses among these.
+
+
+@pytest.mark.parametrize("protocol", ["mae-finetune", "msn-finetune", "simmim-finetune", "localmim-finetune"])
+def test_published_blending_can_be_turned_off(protocol: str) -> None:
+    _, loaded, _ = prepare(None, "mix.mixup=0", "mix.cutmix=0", protocol=protocol, short=False)
+    assert loaded.config.mix.group is None
+
+
+PUBLISHED = {
+    ("mae-finetune", "vit_base"): (100, 1024, 5e-4, 256, 5, 1e-6, None, 0.65, 0.1, 32, 2e-5, "mean-then-norm"),
+    ("mae-finetune", "vit_large"): (50, 1024, 1e-3, 256, 5, 1e-6, None, 0.75, 0.2, 32, 2e-5, "mean-then-norm"),
+    ("mae-finetune", "vit_huge"): (50, 1024, 1e-3, 256, 5, 1e-6, None, 0.75, 0.3, 16, 2e-5, "mean-then-norm"),
+    ("msn-finetune", "vit_base"): (100, 1024, 5e-4, 256, 5, 1e-6, None, 0.65, 0.2, 32, 2e-5, "mean-then-norm"),
+    ("simmim-finetune", "simmim_vit_base"): (
+        100, 2048, 1.25e-3, 512, 20, 2.5e-7, 5.0, 0.65, 0.1, 128, 2e-5, "mean-then-norm",
+    ),
+    ("simmim-finetune", "swin_base"): (100, 2048, 1.25e-3, 512, 20, 2.5e-7, 5.0, 0.8, 0.1, 128, 0.02, "mean"),
+    ("simmim-finetune", "swin_large"): (100, 2048, 1.25e-3, 512, 20, 2.5e-7, 5.0, 0.7, 0.2, 128, 0.02, "mean"),
+    ("localmim-finetune", "vit_base"): (100, 1024, 2e-3, 1024, 20, 1e-5, None, 0.65, 0.1, 128, 2e-5, "mean-then-norm"),
+    ("localmim-finetune", "vit_large"): (50, 1024, 3e-3, 1024, 5, 1e-6, None, 0.75, 0.2, 64, 2e-5, "mean-then-norm"),
+    ("localmim-finetune", "swin_base"): (
+        100, 1024, 4e-3, 1024, 20, 2.5e-7, None, 0.9, 0.1, 128, 2e-5, "mean-then-norm",
+    ),
+    ("localmim-finetune", "swin_large"): (
+        100, 2048, 2e-3, 2048, 20, 2.5e-7, None, 0.8, 0.3, 32, 2e-5, "mean-then-norm",
+    ),
+    ("kamim-finetune", "vit_base"): (110, 2048, 5e-3, None, 10, 2.5e-6, 1.0, 1.0, 0.0, None, None, "mean"),
+}  # fmt: skip
+"""Epochs, batch, lr, images it is meant for, warm-up, last lr, clip, layer decay, drop path, blend group, head's spread,
+feature: as the specifications have them."""
+
+
+@pytest.mark.parametrize(("protocol", "model"), PUBLISHED)
+def test_published_settings(protocol: str, model: str) -> None:
+    depth = {"depths": (1, 1, 1, 1)} if model.startswith("swin") else {"depth": 1}
+    network = build_encoder(ModelConfig.model_validate({"name": model, **depth}), 224, device="meta")
+    settings = finetune_settings(protocol, network, 224)
+    assert not settings.notes
+    config = FinetuneConfig.model_validate({**settings.settings, "encoder": "here"})
+    rate, train = config.train.lr, config.train
+    found = (
+        train.epochs, train.batch_size, rate.base, rate.reference_batch, rate.warmup_epochs, rate.min, train.clip_norm,
+        config.layer_decay, config.drop_path, config.mix.group, config.head_std, config.feature,
+    )  # fmt: skip
+    assert found == PUBLISHED[protocol, model]
+    kamim = protocol == "kamim-finetune"
+    assert (config.label_smoothing, config.augment.erase) == ((0.0, 0.0) if kamim else (0.1, 0.25))
+    assert (config.mix.mixup, config.mix.cutmix) == ((1.0, 1.0) if kamim else (0.8, 1.0))
+    assert (train.optimizer.weight_decay, train.optimizer.betas) == (0.05, (0.9, 0.999))
+    windows = {"swin_base": 7, "swin_large": 14}
+    assert config.window_size == (windows.get(model) if protocol == "simmim-finetune" else None)
 
 
 def test_published_settings_by_size() -> None:
@@ -356,7 +422,7 @@ def test_published_settings_by_size() -> None:
     assert of("mae-finetune", "vit_base")["layer_decay"] == 0.65
     assert of("ibot-finetune", "vit_small")["train"]["epochs"] == 200  # type: ignore[index]
     assert of("simmim-finetune", "simmim_vit_base")["layer_decay"] == 0.65
-    assert swin("simmim-finetune", "swin_large") | {} and swin("simmim-finetune", "swin_large")["layer_decay"] == 0.7
+    assert swin("simmim-finetune", "swin_large")["layer_decay"] == 0.7
     assert swin("localmim-finetune", "swin_base")["decay_bias_tables"] is True
     assert swin("kamim-finetune", "swin_tiny")["feature"] == "mean"
     notes = finetune_settings("mae-finetune", encoder()).notes

@@ -548,9 +548,10 @@ def _protocol_text(config: FinetuneConfig) -> str:
         (False, True): "CutMix",
         (False, False): "",
     }[mix.mixup > 0, mix.cutmix > 0]
+    ended = "" if train.max_steps is None else f" (ended after at most {train.max_steps} steps)"
     text = (
-        f"All weights trained for {train.epochs:g} epochs, {train.batch_size} images a step, with a linear head on the "
-        f"{FEATURE_SENTENCES[config.feature]}; layer decay {config.layer_decay:g}, drop path {config.drop_path:g}, "
+        f"All weights trained for {train.epochs:g} epochs{ended}, {train.batch_size} images a step, with a linear head "
+        f"on the {FEATURE_SENTENCES[config.feature]}; layer decay {config.layer_decay:g}, drop path {config.drop_path:g}, "
         f"label smoothing {config.label_smoothing:g}{f', {blend}' if blend else ''}."
     )
     choice = {

@@ -16,6 +16,7 @@ from halfseen.config.yaml_text import Settings, Value
 from halfseen.data.config import DataConfig
 from halfseen.engine.config import OPERATIONAL_KEYS, RuntimeConfig, TrainConfig
 from halfseen.errors import ConfigError, ShapeError
+from halfseen.idle import Need, refuse_idle
 
 PooledFeature = Literal["cls", "mean", "mean-then-norm"]
 Choice = Literal["last", "held-out", "test"]
@@ -109,7 +110,8 @@ class MixConfig(BaseModel):
     form: Literal["timm", "torchvision"] = Field(
         "timm",
         description="timm (pairs of neighbours blended with each other) or torchvision (each image with the one before "
-        "it, MixUp or CutMix with alpha 1 in equal parts, one draw per micro-batch; KAMIM's).",
+        "it, MixUp or CutMix with alpha 1 in equal parts, one draw per micro-batch, on whose size the blends depend; "
+        "KAMIM's).",
     )
 
     @property
@@ -119,19 +121,20 @@ class MixConfig(BaseModel):
 
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "MixConfig":
-        fields = type(self).model_fields
-        idle = ["probability", "switch", "group"]
-        if self.form == "torchvision":
-            if (self.mixup, self.cutmix) != (1.0, 1.0):
-                raise ValueError(
-                    f"form: torchvision's is MixUp or CutMix with alpha 1, but mixup = {self.mixup:g} and cutmix = "
-                    f"{self.cutmix:g}. Write mix.mixup=1 mix.cutmix=1, or mix.form=timm."
-                )
-        elif self.is_on:
-            idle = [] if self.mixup and self.cutmix else ["switch"]
-        for key in idle:
-            if getattr(self, key) != fields[key].default:
-                raise ValueError(f"{key}: got {getattr(self, key)}, but it has no effect here. Leave it out.")
+        if self.form == "torchvision" and (self.mixup, self.cutmix) != (1.0, 1.0):
+            raise ValueError(
+                f"form: torchvision's is MixUp or CutMix with alpha 1, but mixup = {self.mixup:g} and cutmix = "
+                f"{self.cutmix:g}. Write mix.mixup=1 mix.cutmix=1, or mix.form=timm."
+            )
+        draws = self.form == "timm" and self.is_on
+        otherwise = "mixup=0 cutmix=0" if self.form == "timm" else "form=torchvision"
+        refuse_idle(
+            self,
+            [
+                *(Need(key, draws, otherwise) for key in ("probability", "group")),
+                Need("switch", draws and self.mixup > 0 and self.cutmix > 0, "one of mixup and cutmix alone"),
+            ],
+        )
         return self
 
 
@@ -154,6 +157,11 @@ class ViewConfig(BaseModel):
     antialias: bool = Field(True, description="Whether the view is filtered when an image shrinks (true/false).")
     batch_size: int = Field(128, ge=1, description="Images per forward pass.")
     max_test: int | None = Field(None, ge=1, description="Most test images, a seeded choice; null = all.")
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "ViewConfig":
+        refuse_idle(self, [Need("crop_ratio", self.resize == "crop", "resize=squash")])
+        return self
 
 
 class FinetuneConfig(BaseModel):
@@ -426,6 +434,9 @@ FINETUNE_PROTOCOLS: dict[str, _Entry] = {
 }
 """By name: what differs from the defaults of `FinetuneConfig`."""
 
+_ONE_SIZE = ("msn-finetune",)
+"""Protocols of which one size of encoder is published."""
+
 WIDTHS = {"small": 384, "base": 768, "large": 1024, "huge": 1280, "swin_base": 1024, "swin_large": 1536}
 """Width of the tokens that come out of an encoder of each named size."""
 
@@ -449,7 +460,10 @@ def finetune_settings(name: str, encoder: Encoder, image_size: int | None = None
     if not encoder.has_class_token and settings.get("feature") == "cls":
         settings["feature"] = "mean"
         notes.append("The encoder has no class token: the mean of its patch tokens stands for it.")
-    if (image_size or encoder.image_size) > 224 and name in ("mae-finetune", "msn-finetune", "localmim-finetune"):
+    side = image_size or encoder.image_size
+    if name == "simmim-finetune" and isinstance(encoder, SwinEncoder) and side == 224:
+        settings["window_size"] = 14 if size == "swin_large" else 7
+    if side > 224 and name in ("mae-finetune", "msn-finetune", "localmim-finetune"):
         settings = _merged(settings, {"view": {"crop_ratio": 1.0}})
     return Protocol(settings, tuple(notes))
 
@@ -458,6 +472,8 @@ def _size_for(name: str, encoder: Encoder, sizes: Mapping[str, Settings]) -> tup
     """The size whose published settings fit an encoder best, and a sentence where it isn't its own."""
     swin = isinstance(encoder, SwinEncoder)
     kin = [size for size in sizes if size.startswith("swin_") == swin]
+    if not sizes and name in _ONE_SIZE and encoder.embed_dim != WIDTHS["base"]:
+        return "", [f"{name} was published for a base ViT ({WIDTHS['base']} wide) only: the settings are its."]
     if not sizes:
         return "", []
     if not kin:
@@ -472,11 +488,14 @@ def _size_for(name: str, encoder: Encoder, sizes: Mapping[str, Settings]) -> tup
     ]
 
 
-FREE_KEYS = OPERATIONAL_KEYS | {
-    "encoder", "seed", "data", "test", "baselines", "evaluate_every_epochs", "window_size", "view.batch_size",
-    "view.max_test",
+FREE_KEYS = (OPERATIONAL_KEYS - {"train.max_steps"}) | {
+    "encoder", "seed", "data", "test", "baselines", "view.batch_size", "view.max_test",
 }  # fmt: skip
-"""Dotted keys (or sections) that no protocol prescribes."""
+"""Dotted keys (or sections) that no protocol prescribes, but for `data.image_size` and the subsets."""
+
+IMAGE_SIZES = {"mae-finetune": 224, "msn-finetune": 224, "simmim-finetune": 224, "localmim-finetune": 224,
+               "kamim-finetune": 192, "ibot-finetune": 224}  # fmt: skip
+"""Side of the images in the published runs. A run keeps its encoder's own size and says where it is another one."""
 
 
 def departures(config: FinetuneConfig, protocol: Protocol) -> list[str]:
@@ -485,11 +504,20 @@ def departures(config: FinetuneConfig, protocol: Protocol) -> list[str]:
     published = FinetuneConfig.model_validate({**protocol.settings, **needed})
     theirs = flatten(published.model_dump(mode="json"))
     ours = flatten(config.model_dump(mode="json"))
-    return [
-        key
-        for key, value in ours.items()
-        if value != theirs.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    ]
+    if protocol.settings["protocol"] in IMAGE_SIZES:
+        theirs["data.image_size"] = IMAGE_SIZES[str(protocol.settings["protocol"])]
+    else:
+        theirs["data.image_size"] = config.data.image_size
+
+    def is_free(key: str) -> bool:
+        if key == "evaluate_every_epochs":
+            return config.choose == "last"  # Else it says among how many epochs one is chosen.
+        chosen_images = key.startswith("data.subset_") and config.protocol in IMAGE_SIZES
+        if key == "data.image_size" or chosen_images:
+            return False
+        return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+    return [key for key, value in ours.items() if value != theirs.get(key) and not is_free(key)]
 
 
 def check_feature(feature: PooledFeature, encoder: Encoder) -> None:

@@ -2,8 +2,8 @@
 
     batch (uint8 views) -> normalised -> rectangles of noise -> MixUp / CutMix -> classifier -> cross-entropy
 
-All that is random is a function of (seed, step, row of the whole batch), so it doesn't matter how many processes and
-micro-batches share a step.
+Views, erasing and timm's blending are functions of (seed, step, row of the whole batch), so it doesn't matter for them
+how many processes and micro-batches share a step. KAMIM's blending and stochastic depth are drawn per micro-batch.
 """
 
 import math
