@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from halfseen.errors import DataError, ShapeError
 from halfseen.evaluation import logistic
-from halfseen.evaluation.logistic import centre_rows, fit_logistic, logits
+from halfseen.evaluation.logistic import centre_rows, fit_elastic_net, fit_logistic, logits
 
 LAMBDAS = (0.0025, 0.075, 0.5)
 
@@ -165,3 +165,34 @@ def test_what_can_not_work_is_a_sentence(change, error, sentence):
 def test_labels_of_another_length_are_a_sentence():
     with pytest.raises(ShapeError, match="one label per row"):
         logistic._check(torch.randn(10, 4), torch.zeros(9, dtype=torch.int64), (0.1,))
+
+
+@pytest.mark.parametrize(("rows", "width"), [(60, 12), (24, 40)])
+def test_the_elastic_net_is_scikit_learns(rows: int, width: int) -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(rows) % 3
+    features = centre_rows(torch.randn(3, width)[labels] + torch.randn(rows, width))
+    lambdas = (0.1, 0.5)
+    for lambd, fit in zip(lambdas, fit_elastic_net(features, labels, lambdas, tolerance=1e-10), strict=True):
+        model = LogisticRegression(
+            C=0.5 / lambd, l1_ratio=0.5, solver="saga", fit_intercept=False, tol=1e-10, max_iter=100_000, random_state=0
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            model.set_params(penalty="elasticnet").fit(features.double().numpy(), labels.numpy())
+        expected = torch.from_numpy(model.coef_)
+        assert fit.gap <= 1e-10
+        assert (fit.weight - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert torch.equal(fit.weight == 0, expected.abs() < 1e-9)
+        assert bool((fit.weight == 0).any())
+        scores = logits(features, fit.weight)
+        value = torch.nn.functional.cross_entropy(scores, labels)
+        value += lambd / rows * (fit.weight.abs().sum() + fit.weight.square().sum() / 2)
+        assert fit.objective == pytest.approx(float(value), rel=1e-10)
+
+
+def test_an_elastic_net_that_is_cut_short_says_so() -> None:
+    labels = torch.arange(30) % 3
+    features = torch.randn(30, 8)
+    (fit,) = fit_elastic_net(features, labels, (1e-4,), most_evaluations=30)
+    assert fit.gap > 1e-9

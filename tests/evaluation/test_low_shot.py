@@ -152,7 +152,7 @@ def test_without_a_second_split_the_unlabelled_rest_is_classified(train):
         assert result.n == 60 - labelled
         assert result.split == "train (the rest)"
         assert any("no label split holds" in note for note in result.notes)
-        assert not any("also vote" in note for note in result.notes)
+        assert not any("are among the training images" in note for note in result.notes)
     with pytest.raises(DataError, match="no labelled image is left to classify"):
         measure(train, None, draw_label_splits(train.source, fractions=(1.0,)))
 
@@ -244,3 +244,46 @@ def test_blank_pictures_are_classified_without_a_fuss(tmp_path, train):
     result = measure(train, Split(open_source(str(tmp_path / "blank")), "test"), drawn(train, per_class=(2,)))
     assert result.n == 3
     assert all(torch.isfinite(torch.tensor(list(result.baselines["raw_pixels"].values()))))
+
+
+def test_labelled_images_lose_patches_and_test_images_do_not(train, test):
+    """What the classifier learns from is recomputed here: 16 images at a time without the same patches."""
+    torch.manual_seed(1)
+    encoder = build_encoder(MODEL, 32).eval()
+    splits = drawn(train, draws=1, per_class=(7,))
+    config = settings(mask=0.5, sweep=(), lambd=0.1)
+    result = measure(train, test, splits, config, encoder=encoder, random_encoder=lambda: encoder, seed=4)
+    plain = EncoderFeatures(encoder, (0.5,) * 3, (0.25,) * 3, feature="cls-before-norm")
+    whole = {"crop_ratio": 1.0, "image_size": 32, "interpolation": "bilinear"}
+    queries = extract_features({"x": plain}, test.source, **whole)["x"]
+    learned = extract_features(
+        {"x": plain.dropping(0.5, 4)}, train.source, np.unique(splits[0].rows), batch_size=16, **whole
+    )["x"]
+    seen = extract_features({"x": plain}, train.source, np.unique(splits[0].rows), **whole)["x"]
+    assert not torch.allclose(learned.features, seen.features, atol=1e-3)
+    (fit,) = fit_logistic(centre_rows(learned.features), learned.labels, (0.1,))
+    right = logits(centre_rows(queries.features), fit.weight).argmax(dim=1) == queries.labels
+    assert result.metrics["top1"] == pytest.approx(100 * float(right.double().mean()), abs=1e-3)
+    assert any("lost 50 % of their patches" in note for note in result.notes)
+    again = measure(train, test, splits, config, encoder=encoder, random_encoder=lambda: encoder, seed=4)
+    assert again.metrics == result.metrics == result.baselines["random_init"]
+
+
+def test_patches_that_are_dropped_are_other_ones_in_every_batch():
+    encoder = build_encoder(MODEL, 32).eval()
+    drop = EncoderFeatures(encoder, (0.5,) * 3, (0.25,) * 3).dropping(0.9, 0)._drop
+    kept = [drop.next_visible(16) for _ in range(6)]
+    assert [len(each) for each in kept] == [1] * 6
+    assert len({int(each) for each in kept}) > 1
+
+
+def test_the_elastic_net_is_an_option(train, test):
+    splits = drawn(train, draws=1, per_class=(5,))
+    found = [
+        measure(train, test, splits, settings(penalty=penalty, lambd=1.0, sweep=(), tolerance=1e-7))
+        for penalty in ("l2", "elastic-net")
+    ]
+    assert found[0].metrics["train_5shot"] >= found[1].metrics["train_5shot"]
+    assert found[0].metrics != found[1].metrics
+    assert "absolute weights by lambda / n" in found[1].protocol_text
+    assert found[1].settings["penalty"] == "elastic-net"

@@ -51,6 +51,12 @@ def command(
         list[float] | None,
         typer.Option(help="Penalty; repeatable, the first is the headline. Default: MSN's values and a sweep."),
     ] = None,
+    penalty: Annotated[
+        str | None, typer.Option(help="l2 (default) or elastic-net (absolute weights too; slow).")
+    ] = None,
+    mask: Annotated[
+        float | None, typer.Option(help="Share of the patches that labelled images lose, e.g. 0.7; default 0.")
+    ] = None,
     feature: Annotated[
         str | None,
         typer.Option(help="cls-before-norm (default), mean-before-norm, cls, mean, cls+mean or mean-plain-norm."),
@@ -88,6 +94,8 @@ def command(
     options = {
         "lambd": lambd[0] if lambd else None,
         "sweep": lambd,
+        "penalty": penalty,
+        "mask": mask,
         "feature": feature,
         "last_blocks": last_blocks,
         "normalize": str(normalize).lower(),

@@ -4,6 +4,7 @@ Several extractors share one pass over the data, so an encoder, its random initi
 the same views and each image is decoded once. Nothing but the `Encoder` and `Source` contracts is used.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from halfseen.data.sources import Source
 from halfseen.data.transforms import Interpolation
 from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.results import FeatureKind
-from halfseen.ops.randomness import numpy_generator
+from halfseen.ops.randomness import numpy_generator, torch_generator
 from halfseen.types import SkippedFile
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -75,6 +76,18 @@ class Extractor(Protocol):
         """The same, left where it was computed; the views may be blends: any numbers in [0, 255]."""
 
 
+class _Drop:
+    """Which patches each batch keeps: a function of seed, batch and number of patches."""
+
+    def __init__(self, ratio: float, seed: int) -> None:
+        self.ratio, self.seed, self.batch = ratio, seed, 0
+
+    def next_visible(self, num_patches: int) -> Int[Tensor, " n"]:
+        order = torch.randperm(num_patches, generator=torch_generator(self.seed, "dropped patches", self.batch))
+        self.batch += 1
+        return order[: max(1, int(num_patches * (1 - self.ratio)))]
+
+
 class EncoderFeatures:
     """Features of a frozen encoder.
 
@@ -116,6 +129,18 @@ class EncoderFeatures:
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
         self.feature, self.device, self.precision = feature, device, precision
         self.blocks = tuple(range(last - last_blocks + 1, last + 1))
+        self._drop: _Drop | None = None
+
+    def dropping(self, ratio: float, seed: int) -> "EncoderFeatures":
+        """The same that sees a part of the patches only, others in every call, which is one batch.
+
+        Args:
+            ratio: share of the patches that is dropped, in (0, 1); at least one is kept.
+            seed: draws which, the same for all images of a batch.
+        """
+        twin = copy.copy(self)
+        twin._drop = _Drop(ratio, seed)
+        return twin
 
     def __call__(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
         return self.on_device(views).cpu()
@@ -133,6 +158,12 @@ class EncoderFeatures:
 
     def _tokens(self, images: Tensor) -> list[Tokens]:
         """What is pooled of each block: normed where the kind of feature says so."""
+        if self._drop is not None:
+            side = self.encoder.patch_size
+            num_patches = (images.shape[-2] // side) * (images.shape[-1] // side)
+            visible = self._drop.next_visible(num_patches).to(images.device).expand(len(images), -1)
+            layers = self.encoder(images, visible_ids=visible, layers=self.blocks).layers
+            return list(layers) if self.feature.endswith("norm") else [self._normed(tokens) for tokens in layers]
         if self.feature.endswith("norm"):
             return list(self.encoder.encode_layers(images, self.blocks))
         if self.blocks == (self.encoder.num_layers,):

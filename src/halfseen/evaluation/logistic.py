@@ -35,6 +35,8 @@ PATIENCE = 8
 """Float32 evaluations in a row without a smaller gap after which float64 takes over."""
 SUFFICIENT_SLOPE = 0.9
 LINE_EVALUATIONS = 30
+CHECK_EVERY = 20
+"""Steps of the elastic net between two looks at its gap."""
 
 
 class LogisticFit(NamedTuple):
@@ -42,8 +44,9 @@ class LogisticFit(NamedTuple):
 
     Attributes:
         lambd: the penalty times the number of samples; scikit-learn's C is 1 / lambd.
-        weight: float64 [K, D]; the scores of a prepared feature x are weight @ x. Columns sum to 0.
-        objective: mean cross-entropy in nats + lambd / (2 n) * |weight|^2.
+        weight: float64 [K, D]; the scores of a prepared feature x are weight @ x.
+        objective: mean cross-entropy in nats + lambd / (2 n) * |weight|^2, and of an elastic net + lambd / n * the sum
+            of |weight|.
         gap: the objective is above its minimum by at most this share of itself.
         evaluations: how often value and gradient were computed, (in float32, in float64).
     """
@@ -113,6 +116,70 @@ def fit_logistic(
             fits[lambd] = LogisticFit(lambd, weight, found.value, found.gap, (problem.float32, problem.float64))
             problem.float32 = problem.float64 = 0
     return [fits[lambd] for lambd in lambdas]
+
+
+def fit_elastic_net(
+    features: Float[Tensor, "n D"],
+    labels: Int[Tensor, " n"],
+    lambdas: Sequence[float],
+    *,
+    num_classes: int | None = None,
+    tolerance: float = TOLERANCE,
+    most_evaluations: int = 50_000,
+) -> list[LogisticFit]:
+    """The same with (lambd / n) sum |W| added: weights that say little become exactly 0.
+
+    The same minimum as scikit-learn's saga with l1_ratio=0.5 and C=0.5/lambd. Accelerated proximal gradient in float64,
+    begun anew whenever its momentum points uphill: the corners at 0 leave no curvature for L-BFGS to learn. It takes
+    many times longer than `fit_logistic`.
+
+    Args:
+        features, labels, lambdas, num_classes, tolerance, most_evaluations: see `fit_logistic`.
+    Raises:
+        DataError, ShapeError: see `fit_logistic`.
+    Source: Masked Siamese Networks, arXiv 2204.07141 (official code's other penalty); Beck and Teboulle 2009;
+        O'Donoghue and Candes 2015 for the restarts.
+    """
+    _check(features, labels, lambdas)
+    with torch.inference_mode(), full_float32(features.device.type):
+        problem = _Problem(features, labels, num_classes or int(labels.max()) + 1)
+        curvature = float(torch.linalg.eigvalsh(problem.covariance)[-1]) / 2
+        fits: dict[float, LogisticFit] = {}
+        weight = problem.origin()
+        for lambd in sorted(set(lambdas), reverse=True):
+            penalty = lambd / len(labels)
+            weight, value, gap = _shrink(problem, weight, penalty, curvature, tolerance, most_evaluations)
+            fits[lambd] = LogisticFit(lambd, weight, value, gap, (problem.float32, problem.float64))
+            problem.float32 = problem.float64 = 0
+    return [fits[lambd] for lambd in lambdas]
+
+
+def _shrink(
+    problem: "_Problem", weight: Tensor, penalty: float, curvature: float, tolerance: float, most_evaluations: int
+) -> tuple[Tensor, float, float]:
+    """Weights at the minimum of the elastic net, its value, and how far that may be above the minimum, as a share."""
+    step = 1 / (curvature + penalty)
+    ahead, momentum = weight, 1.0
+    while True:
+        for _ in range(CHECK_EVERY):
+            moved = ahead - step * problem.at(ahead, penalty, torch.float64).gradient
+            moved = moved.sign() * (moved.abs() - step * penalty).clamp_min(0)
+            if _dot(ahead - moved, moved - weight) > 0:
+                momentum = 1.0
+            faster = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = moved + (momentum - 1) / faster * (moved - weight)
+            weight, momentum = moved, faster
+        here = problem.at(weight, penalty, torch.float64)
+        value = here.value + penalty * float(weight.abs().sum())
+        # The subgradient nearest to 0; the objective is strongly convex with `penalty`, which bounds its gap.
+        slope = torch.where(
+            weight == 0,
+            (here.gradient.abs() - penalty).clamp_min(0),
+            here.gradient + penalty * weight.sign(),
+        )
+        gap = float(slope.square().sum()) / (2 * penalty * value)
+        if gap <= tolerance or problem.float64 >= most_evaluations:
+            return weight, value, gap
 
 
 def logits(features: Float[Tensor, "n D"], weight: Float[Tensor, "K D"]) -> Float[Tensor, "n K"]:

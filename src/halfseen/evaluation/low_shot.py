@@ -24,13 +24,15 @@ from halfseen.data.transforms import Interpolation
 from halfseen.errors import DataError
 from halfseen.evaluation.features import (
     RAW_PIXEL_SIDE,
+    EncoderFeatures,
+    Extractor,
     FeatureSet,
     draw_subset,
     extract_features,
     feature_sentence,
 )
 from halfseen.evaluation.knn import rank_of_class
-from halfseen.evaluation.logistic import TOLERANCE, LogisticFit, centre_rows, fit_logistic, logits
+from halfseen.evaluation.logistic import TOLERANCE, LogisticFit, centre_rows, fit_elastic_net, fit_logistic, logits
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.results import FeatureKind, Result
 from halfseen.evaluation.statements import (
@@ -50,6 +52,8 @@ FEW = 5
 """Images per class up to which MSN's value for 5 per class is the headline; above, that for 1 % of ImageNet (12.8)."""
 SWEEP = (0.0025, 0.025, 0.075, 0.1, 0.25, 0.5)
 TEST_ROWS = 4096
+MASKED_BATCH = 16
+"""Labelled images that lose the same patches: MSN's batch."""
 
 
 class LogisticConfig(BaseModel):
@@ -62,6 +66,18 @@ class LogisticConfig(BaseModel):
         description="Penalty of the headline, MSN's lambd: the penalty on the squared weights is lambd / (2 n), so "
         "scikit-learn's C is 1 / lambd. null takes MSN's published values: 0.0025 up to 5 images per class, 0.075 for "
         "more.",
+    )
+    penalty: Literal["l2", "elastic-net"] = Field(
+        "l2",
+        description="What is penalised: l2 (squared weights) or elastic-net (their absolute values too, by the same "
+        "lambda; slow).",
+    )
+    mask: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the patches that are dropped from labelled images, other ones for every 16 images; test "
+        "images are whole (MSN's mask).",
     )
     sweep: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         SWEEP, description="Penalties that are reported beside the headline; none of them is chosen on test images."
@@ -177,7 +193,9 @@ def logistic_protocol(
     notes += subject.notes
     size = subject.size
 
-    def extract(split: Split, chosen: Int64[np.ndarray, " m"], words: str) -> dict[str, FeatureSet]:
+    def extract(
+        extractors: Mapping[str, Extractor], split: Split, chosen: Int64[np.ndarray, " m"], words: str, batch: int
+    ) -> dict[str, FeatureSet]:
         return extract_features(
             extractors,
             split.source,
@@ -186,13 +204,20 @@ def logistic_protocol(
             resize=config.resize,
             crop_ratio=config.crop_ratio,
             interpolation=config.interpolation,
-            batch_size=config.batch_size,
+            batch_size=batch,
             workers=subject.workers,
             on_progress=None if on_progress is None else partial(on_progress, words),
         )
 
-    train_sets = extract(train, labelled, "features of labelled images")
-    test_sets = extract(queried, rows, "features of test images")
+    learning, batch = extractors, config.batch_size
+    if config.mask:
+        learning, batch = _masked(extractors, config.mask, seed), MASKED_BATCH
+        notes.append(
+            f"Labelled images lost {100 * config.mask:g} % of their patches, others for every {MASKED_BATCH} images; "
+            "test images, and raw pixels, are whole."
+        )
+    train_sets = extract(learning, train, labelled, "features of labelled images", batch)
+    test_sets = extract(extractors, queried, rows, "features of test images", config.batch_size)
     labels = true_classes(test_sets["encoder"].labels.numpy())
     scores: dict[str, _Scores] = {}
     for name, found in train_sets.items():
@@ -217,6 +242,8 @@ def logistic_protocol(
             "splits": [split.origin for group in groups for split in group.splits],
             "lambdas": [group.lambd for group in groups],
             "sweep": list(config.sweep),
+            "penalty": config.penalty,
+            "mask": config.mask,
             "feature": config.feature,
             "last_blocks": config.last_blocks,
             "normalize": config.normalize,
@@ -292,6 +319,14 @@ def _size_key(split: LabelSplit, source: Source) -> str:
     return f"{float(f'{100 * len(split.rows) / num_labelled:.2g}'):g}percent"
 
 
+def _masked(extractors: Mapping[str, Extractor], ratio: float, seed: int) -> dict[str, Extractor]:
+    """The same extractors, but encoders see a part of the patches only."""
+    return {
+        name: each.dropping(ratio, seed) if isinstance(each, EncoderFeatures) else each
+        for name, each in extractors.items()
+    }
+
+
 def _rows_to_classify(source: Source, labelled: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, " q"]:
     """Images with a known class that aren't among `labelled`."""
     known = np.asarray(source.labels) >= 0
@@ -335,7 +370,8 @@ def _solve_groups(
             held = torch.tensor([place[row] for row in split.rows.tolist() if row in place])
             own = train.labels[held]
             _check_classes(split.origin, own.numpy(), labels, class_names)
-            fits = fit_logistic(
+            solve = fit_logistic if config.penalty == "l2" else fit_elastic_net
+            fits = solve(
                 samples[held.to(where)],
                 own.to(where),
                 lambdas,
@@ -400,10 +436,13 @@ def _protocol_text(config: LogisticConfig) -> str:
     prepared = "each centred on its own mean and scaled to length 1" if config.normalize else "as they are"
     published = "MSN's published value (for 5 images per class, also with fewer; for 1 % of ImageNet with more)"
     chosen = published if config.lambd is None else "given beforehand"
+    penalty = "squared weights are penalised by lambda / (2 n)"
+    if config.penalty == "elastic-net":
+        penalty += " and absolute weights by lambda / n"
     return (
-        f"Multinomial logistic regression without intercept on frozen features, {prepared}; squared weights are "
-        f"penalised by lambda / (2 n). Solved until the objective is within {config.tolerance:g} of its minimum. The "
-        f"headline's lambda is {chosen}; none is chosen on the test images."
+        f"Multinomial logistic regression without intercept on frozen features, {prepared}; {penalty}. Solved "
+        f"until the objective is within {config.tolerance:g} of its minimum. The headline's lambda is {chosen}; none "
+        "is chosen on the test images."
     )
 
 
