@@ -383,8 +383,8 @@ PUBLISHED = {
     ),
     ("kamim-finetune", "vit_base"): (110, 2048, 5e-3, None, 10, 2.5e-6, 1.0, 1.0, 0.0, None, None, "mean"),
 }  # fmt: skip
-"""Epochs, batch, lr, images it is meant for, warm-up, last lr, clip, layer decay, drop path, blend group, head's spread,
-feature: as the specifications have them."""
+"""Epochs, batch, lr, images it is meant for, warm-up, last lr, clip, layer decay, drop path, blend group, head's
+spread, feature: as the specifications have them."""
 
 
 @pytest.mark.parametrize(("protocol", "model"), PUBLISHED)

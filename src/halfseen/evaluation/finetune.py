@@ -551,8 +551,8 @@ def _protocol_text(config: FinetuneConfig) -> str:
     ended = "" if train.max_steps is None else f" (ended after at most {train.max_steps} steps)"
     text = (
         f"All weights trained for {train.epochs:g} epochs{ended}, {train.batch_size} images a step, with a linear head "
-        f"on the {FEATURE_SENTENCES[config.feature]}; layer decay {config.layer_decay:g}, drop path {config.drop_path:g}, "
-        f"label smoothing {config.label_smoothing:g}{f', {blend}' if blend else ''}."
+        f"on the {FEATURE_SENTENCES[config.feature]}; layer decay {config.layer_decay:g}, drop path "
+        f"{config.drop_path:g}, label smoothing {config.label_smoothing:g}{f', {blend}' if blend else ''}."
     )
     choice = {
         "last": "Nothing is chosen: it is the classifier after the last epoch.",
