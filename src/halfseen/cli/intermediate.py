@@ -67,7 +67,7 @@ def command(
 
     \b
     Examples:
-      halfseen intermediate runs/first --data intel --objective classification
+      halfseen intermediate runs/first --data intel:intel --objective classification
       halfseen intermediate runs/first --data bundled:fashion-scenes --objective none --objective patchwise epochs=5
     """
     run = find_run(encoder)

@@ -22,7 +22,7 @@ def command(
         typer.Argument(
             metavar="[DATA] [KEY=VALUE]...",
             help="DATA: images of all parts. KEY=VALUE: e.g. seeds=[0,1] finetune_sizes=[50,200] "
-            "segmentation.epochs=20 classification_data=intel, and pretrain.KEY for pre-training, e.g. "
+            "segmentation.epochs=20 classification_data=intel:PATH, and pretrain.KEY for pre-training, e.g. "
             "pretrain.train.epochs=5.",
         ),
     ] = None,
@@ -45,7 +45,7 @@ def command(
     \b
     Examples:
       halfseen study --dry-run
-      halfseen study --grid viny imagenet/train classification_data=intel segmentation_data=oxford-iiit-pet
+      halfseen study --grid viny imagenet/train classification_data=intel:intel segmentation_data=oxford-iiit-pet
     """
     found = sort_words(words or [])
     config = _settings(grid, recipe, found.data, found.overrides)
