@@ -78,7 +78,7 @@ class StudyConfig(BaseModel):
         "scratch.",
     )
     finetune_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (50, 200, 800), min_length=1, description="Ascending numbers of images that segmentation learns from."
+        (100, 400, 1600), min_length=1, description="Ascending numbers of images that segmentation learns from."
     )
     test_size: int | None = Field(
         500, ge=1, description="Test images of the segmentation; null = all of the test split (with own_splits)."
@@ -183,23 +183,23 @@ STUDIES: dict[str, dict[str, object]] = {
             "model.depth=4",
             "model.num_heads=3",
             "model.head_dim=32",
-            "train.epochs=30",
-            "train.lr.milestones=[15,25]",
+            "train.epochs=25",
+            "train.lr.milestones=[12,21]",
             "evaluate.knn=false",
             "evaluate.crop_ratio=1.0",
         ),
         "classification": {
-            "epochs": 20,
-            "milestones": (18, 19),
+            "epochs": 10,
+            "milestones": (9,),
             "max_train": 2000,
             "max_test": 500,
         },
-        "patchwise": {"epochs": 20, "max_train": 2000, "max_test": 500},
-        "segmentation": {"epochs": 40, "batch_size": 16, "augment_test": False},
+        "patchwise": {"epochs": 10, "max_train": 2000, "max_test": 500},
+        "segmentation": {"epochs": 15, "batch_size": 16, "augment_test": False},
     },
     "viny": {
         "data": "imagenet/train",
-        "classification_data": "intel",
+        "classification_data": "intel:intel",
         "segmentation_data": "oxford-iiit-pet",
         "pretrain": ("evaluate.knn=false",),
         "pretrain_sizes": (0, 45_000, 100_000, 200_000),
