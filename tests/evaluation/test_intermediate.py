@@ -240,6 +240,11 @@ def test_the_encoder_can_be_kept_beside_its_descendants(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, kept[name]) for name, tensor in encoder.state_dict().items())
     with pytest.raises(ConfigError, match="holds an encoder already"):
         keep_encoder(subject, tmp_path)
+    keep_encoder(subject, tmp_path, resume=True)
+    with torch.no_grad():
+        next(encoder.parameters()).add_(1)
+    with pytest.raises(CheckpointError, match="holds another encoder than"):
+        keep_encoder(subject, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(

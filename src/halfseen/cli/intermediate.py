@@ -86,16 +86,18 @@ def command(
     forward = forward_settings(device, precision, run)
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
     subject = subject_of(loaded, forward, run, seed, workers)
+    size = loaded.encoder.image_size
     splits = [
-        None if config is None else (Split(open_images(source, "train", run), "train"), open_test(source, source, run))
+        None
+        if config is None
+        else (Split(open_images(source, "train", run, size), "train"), open_test(source, source, run, size))
         for config, source in zip(configs, sources, strict=True)
     ]
     screen = console()
     for config, pair in zip(configs, splits, strict=True):
         if config is None or pair is None:
             place = folder / UNCHANGED
-            if not resume or not (place / "encoder.json").is_file():
-                keep_encoder(subject, place)
+            keep_encoder(subject, place, resume)
         else:
             place = folder / config.protocol
             with progress_line() as on_progress:

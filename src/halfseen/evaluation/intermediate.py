@@ -38,7 +38,7 @@ from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.resident_training import OneGroup, logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import Result, SplitUsed
 from halfseen.evaluation.segmenters import RAW_MEAN, RAW_STD, check_size
-from halfseen.evaluation.statements import Split, class_names_of, confusion_of, per_class
+from halfseen.evaluation.statements import Split, class_names_of, confusion_of, mask_names_of, per_class
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_up, mixup_share
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
@@ -240,18 +240,25 @@ def intermediate_stage(
     return StageResult(encoder, weights, result)
 
 
-def keep_encoder(subject: Subject, out: Path) -> Path:
+def keep_encoder(subject: Subject, out: Path, resume: bool = False) -> None:
     """Write the encoder as it is into a folder beside those of the stages.
 
-    Returns:
-        the path of its weights.
+    Args:
+        resume: leave it there if that has been done.
     Raises:
         ConfigError: the folder holds an encoder already.
+        CheckpointError: what it holds is another encoder.
     """
+    if resume and (out / "encoder.json").is_file():
+        if weights_fingerprint(load_encoder(out).encoder) != weights_fingerprint(subject.encoder):
+            raise CheckpointError(
+                f"'{out}' holds another encoder than '{subject.origin}'. Give that one again, or another folder."
+            )
+        return
     if (out / "encoder.json").is_file():
         raise ConfigError(f"'{out}' holds an encoder already. Give another folder, or remove it.")
     extra = {"intermediate": {"protocol": UNCHANGED, "from": subject.origin}}
-    return export_encoder(subject.encoder, out, mean=subject.mean, std=subject.std, role=subject.role, extra=extra)
+    export_encoder(subject.encoder, out, mean=subject.mean, std=subject.std, role=subject.role, extra=extra)
 
 
 def prepare_stage(
@@ -298,32 +305,28 @@ def _labelled(source: Source, words: str) -> NDArray[np.int64]:
 
 
 def _mask_names(train: Split, test: Split | None) -> tuple[str, ...]:
-    """Classes of the pixels, which must be the same in both splits."""
+    """Classes of the pixels."""
     for split in (train, test):
         if split is not None and not split.source.has_masks:
             raise DataError(
                 f"the objective patchwise needs a mask for each image, but '{split.source.name}' ({split.name}) has "
                 f"none. {MASKS_GO_WHERE} The objective classification needs none."
             )
-    names = train.source.mask_names
+    names = mask_names_of(train, test)
     if len(names) < 2:
         raise DataError(
             f"the objective patchwise needs at least 2 classes of pixels, but the masks of '{train.source.name}' have "
             f"{len(names)}."
         )
-    if test is not None and test.source.mask_names != names:
-        raise DataError(
-            f"the masks of '{test.source.name}' ({test.name}) have other classes than those of '{train.source.name}': "
-            f"{', '.join(test.source.mask_names)} and {', '.join(names)}. Give both splits the same."
-        )
     return names
 
 
 def _identity(subject: Subject, task: StageTask, config: IntermediateConfig, seed: int) -> Identity:
-    """All that decides the weights with which the stage ends."""
-    settings = config.model_dump(mode="json", exclude={"protocol", "max_test"})
+    """All that decides the weights with which the stage ends, and what is measured of them."""
+    settings = config.model_dump(mode="json", exclude={"protocol"})
     settings |= {
         "seed": seed,
+        "precision": subject.precision,
         "images": task.train.source.fingerprint(),
         "encoder": weights_fingerprint(subject.encoder),
         "image_size": subject.encoder.image_size,

@@ -58,7 +58,7 @@ from halfseen.evaluation.segmenters import (
     check_size,
     import_segmentation_model,
 )
-from halfseen.evaluation.statements import Split, compare, what_was_seen
+from halfseen.evaluation.statements import Split, compare, mask_names_of, what_was_seen
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
 from halfseen.ops.pixels import Channels
@@ -287,14 +287,7 @@ def prepare_task(train: Split, test: Split | None, config: SegmentationConfig, s
         ]
         notes.append("There is one split only: a fifth of the images was kept apart as test images.")
     else:
-        names = train.source.mask_names
-        found = test.source.mask_names
-        if found[: len(names)] != names[: len(found)] or len(found) > len(names):
-            raise DataError(
-                f"the masks of '{test.source.name}' ({test.name}) have the classes {', '.join(found)}, those of "
-                f"'{train.source.name}' {', '.join(names)}. Give both splits the same, for instance by a "
-                "mask_names.txt."
-            )
+        names = mask_names_of(train, test)
         splits = [train, test]
     if len(names) < 2:
         raise DataError(

@@ -98,6 +98,22 @@ def class_names_of(train: Source, test: Source | None) -> list[str]:
     return names
 
 
+def mask_names_of(train: Split, test: Split | None) -> tuple[str, ...]:
+    """Names of the classes of pixels; the test images may lack the last ones, where these are counted in the masks.
+
+    Raises:
+        DataError: other classes in the test masks.
+    """
+    names = train.source.mask_names
+    found = names if test is None else test.source.mask_names
+    if test is not None and (found[: len(names)] != names[: len(found)] or len(found) > len(names)):
+        raise DataError(
+            f"the masks of '{test.source.name}' ({test.name}) have the classes {', '.join(found)}, those of "
+            f"'{train.source.name}' {', '.join(names)}. Give both splits the same, for instance by a mask_names.txt."
+        )
+    return names
+
+
 def in_classes_of(train: Source, test: Source, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Labels of `test` in the numbering of `train`: a split that lacks a class counts the others differently."""
     if tuple(train.class_names) == tuple(test.class_names):
