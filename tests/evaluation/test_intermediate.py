@@ -215,6 +215,15 @@ def test_seeds_differ_and_the_test_images_have_no_influence(train: Split, test: 
     assert same(base, few) and few.result.n == 7
 
 
+def test_test_images_that_lack_a_class_are_counted_in_the_right_ones(tmp_path: Path) -> None:
+    train, test = stripes(64, 0), stripes(32, 1).source
+    standing = np.flatnonzero(test.labels == 1)
+    images = np.stack([test.read(int(row)) for row in standing])
+    alone = Split(ArraySource("alone", images, np.zeros(len(standing), np.int64), ("standing",)), "test")
+    result = run(train, tmp_path, settings(epochs=6, contrast=0.0), alone).result
+    assert result.metrics["top1"] > 90 and [row.name for row in result.per_class] == ["standing"]
+
+
 def test_without_test_images_the_result_says_so(train: Split, tmp_path: Path) -> None:
     result = run(train, tmp_path).result
     assert result.metrics["top1"] == result.metrics["top1_train"] and "top1_test" not in result.metrics

@@ -38,7 +38,7 @@ from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.resident_training import OneGroup, logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import Result, SplitUsed
 from halfseen.evaluation.segmenters import RAW_MEAN, RAW_STD, check_size
-from halfseen.evaluation.statements import Split, class_names_of, confusion_of, mask_names_of, per_class
+from halfseen.evaluation.statements import Split, class_names_of, confusion_of, in_classes_of, mask_names_of, per_class
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_up, mixup_share
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
@@ -232,6 +232,9 @@ def intermediate_stage(
         tested: Resident | None = None
         if task.test is not None:
             tested = _read(subject, task.test, config, "test images", on_progress)
+            if config.objective == "classification":
+                known = in_classes_of(task.train.source, task.test.source, tested.labels.cpu())
+                tested = tested._replace(labels=known.to(tested.labels.device))
             scores["test"] = _measure(stage, tested, subject)
         encoder = _as_before(stage.encoder, subject.encoder)
         result = _result(subject, task, config, seed, data, tested, scores, out, time.monotonic() - started)
