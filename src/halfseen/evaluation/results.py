@@ -147,8 +147,9 @@ class Result(BaseModel):
     curves: dict[str, list[float]] = {}
     primary: str = "top1"
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder: str | Path) -> Path:
         """Write `<folder>/<protocol>.json`, replacing an older one whole."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.protocol}.json"
         beside = path.with_suffix(".json.part")
