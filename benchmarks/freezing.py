@@ -1,8 +1,9 @@
 """`python -m benchmarks.freezing`: what progressive freezing saves, step by step beside the same run without it.
 
 All variants take every step in turns, on the same batch, each beginning with another one: what else the machine does
-hits all alike, which runs one after the other cannot promise. The time to read the batch counts for each of them. Then
-each variant's peak memory is read from a fresh process at the steps where something freezes.
+hits all alike, which runs one after the other cannot promise. The time to read the batch counts for each of them, as in
+a run without workers; the saving without it, as with workers that keep up, is told beside. Then each variant's peak
+memory is read from a fresh process at the steps where something freezes.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.clock import resident_now, resident_peak
 from benchmarks.compare import Variant, read_variant, spread
@@ -51,24 +53,39 @@ def open_trainer(config: RunConfig, folder: Path) -> Trainer:
     return Trainer(method, loader, config.train, config.runtime, config.seed, folder, identity_of(config), alone)
 
 
-def take_turns(configs: Sequence[RunConfig], folder: Path) -> tuple[list[float], list[set[int]]]:
-    """Seconds of each run's steps and of reading its images, and the steps at which something froze."""
+class Turns(NamedTuple):
+    """What several runs in turns took.
+
+    Attributes:
+        steps: seconds of each run's steps.
+        reading: seconds that reading the images took, which all share.
+        events: of each run the steps at which something froze.
+    """
+
+    steps: list[float]
+    reading: float
+    events: list[set[int]]
+
+
+def take_turns(configs: Sequence[RunConfig], folder: Path) -> Turns:
+    """Train several runs at once, step by step."""
     trainers = [open_trainer(config, folder) for config in configs]
-    seconds = [0.0] * len(trainers)
+    seconds, total_reading = [0.0] * len(trainers), 0.0
     events: list[set[int]] = [set() for _ in trainers]
     with trainers[0].batches() as steps:
         for step, (batches, reading) in enumerate(timed(steps)):
+            total_reading += reading
             turn = step % len(trainers)
             for which in [*range(turn, len(trainers)), *range(turn)]:
                 trainer = trainers[which]
                 before = 0 if trainer.freezer is None else trainer.freezer.frozen
                 start = time.perf_counter()
                 trainer.train_step(batches)
-                seconds[which] += time.perf_counter() - start + reading
+                seconds[which] += time.perf_counter() - start
                 trainer.collect()
                 if trainer.freezer is not None and trainer.freezer.frozen != before:
                     events[which].add(step)
-    return seconds, events
+    return Turns(seconds, total_reading, events)
 
 
 def timed(steps: Iterator[list[Batch]]) -> Iterator[tuple[list[Batch], float]]:
@@ -120,17 +137,20 @@ def main() -> None:
             print(json.dumps(peak_memory(settings(words, frozen[0]), arguments.memory_at, Path(folder))))
             return
         saved: dict[str, list[float]] = {variant.name: [] for variant in frozen}
+        saved_of_steps: dict[str, list[float]] = {variant.name: [] for variant in frozen}
         for seed in range(arguments.repetitions):
             configs = [settings([*words, f"seed={seed}"], variant) for variant in (PLAIN, *frozen)]
-            seconds, events = take_turns(configs, Path(folder))
-            for variant, own in zip(frozen, seconds[1:], strict=True):
-                saved[variant.name].append(100 * (1 - own / seconds[0]))
-            print(f"seed {seed}: {', '.join(f'{each:.1f} s' for each in seconds)}", flush=True)
-        for variant, steps in zip(frozen, events[1:], strict=True):
-            peaks = peaks_in_fresh_processes(words, variant, [0, *sorted(steps)])
+            steps, reading, events = take_turns(configs, Path(folder))
+            for variant, own in zip(frozen, steps[1:], strict=True):
+                saved[variant.name].append(100 * (1 - (own + reading) / (steps[0] + reading)))
+                saved_of_steps[variant.name].append(100 * (1 - own / steps[0]))
+            shown = ", ".join(f"{each:.1f} s" for each in steps)
+            print(f"seed {seed}: steps {shown}; reading {reading:.1f} s", flush=True)
+        for variant, moments in zip(frozen, events[1:], strict=True):
+            peaks = peaks_in_fresh_processes(words, variant, [0, *sorted(moments)])
             shown = ", ".join(f"{peak:.0f} MiB from step {step}" for step, peak in peaks.items())
-            low, high = min(saved[variant.name]), max(saved[variant.name])
-            print(f"{variant.name}: {spread(saved[variant.name])} % less time ({low:.1f} to {high:.1f}); peak {shown}")
+            without = spread(saved_of_steps[variant.name])
+            print(f"{variant.name}: {spread(saved[variant.name])} % less time, {without} % of the steps'; peak {shown}")
 
 
 if __name__ == "__main__":

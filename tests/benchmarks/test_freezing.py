@@ -23,9 +23,9 @@ PLAIN, FROZEN = Variant("none", ()), Variant("cubic", ("train.freeze.t0=0.3",))
 
 
 def test_only_the_frozen_run_freezes_and_both_are_timed(tmp_path: Path) -> None:
-    seconds, events = take_turns([settings(TINY, PLAIN), settings(TINY, FROZEN)], tmp_path)
-    assert min(seconds) > 0
-    assert not events[0] and len(events[1]) >= 3
+    turns = take_turns([settings(TINY, PLAIN), settings(TINY, FROZEN)], tmp_path)
+    assert min(turns.steps) > 0 and turns.reading > 0
+    assert not turns.events[0] and len(turns.events[1]) >= 3
 
 
 def test_a_run_that_takes_turns_is_the_run_itself(tmp_path: Path) -> None:
