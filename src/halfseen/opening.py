@@ -141,4 +141,5 @@ def subject_of(
         device=forward.device,
         precision=forward.precision,
         workers=workers,
+        taught_on=loaded.taught_on,
     )

@@ -241,6 +241,15 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
     assert low < 100 and (low <= 50 <= high or found.result.metrics["top1"] in (0.0, 50.0))
 
 
+def test_whose_labels_were_learned_is_handed_on(tmp_path: Path) -> None:
+    train = stripes(12, 0)
+    subject, _ = subject_of(encoder_of(), None, taught_on=("before",))
+    intermediate_stage(subject, train, None, settings(epochs=1), out=tmp_path / "stage")
+    keep_encoder(subject, tmp_path / "kept")
+    assert {"before", train.source.fingerprint()} <= set(load_encoder(tmp_path / "stage").taught_on)
+    assert load_encoder(tmp_path / "kept").taught_on == ("before",)
+
+
 def test_the_encoder_can_be_kept_beside_its_descendants(tmp_path: Path) -> None:
     encoder = encoder_of()
     subject, _ = subject_of(encoder, None)

@@ -143,6 +143,17 @@ def test_what_was_seen_in_pretraining_is_said(voters, queries):
     assert any("not known" in note for note in measure(voters, queries).notes)
 
 
+def test_labels_learned_before_are_noticed(voters, queries):
+    def warned(*fingerprints, test=queries):
+        return any(
+            "Careful: the encoder has learned labels" in n for n in measure(voters, test, taught_on=fingerprints).notes
+        )
+
+    assert not warned() and not warned(voters.source.fingerprint())
+    assert warned("0", queries.source.fingerprint())
+    assert warned(queries.source.fingerprint(), test=Split(queries.source.subset(range(9)), "test"))
+
+
 def test_shared_files_are_noticed(voters, tmp_path):
     some = Split(voters.source.subset(range(10)), "test")
     assert any(

@@ -144,6 +144,7 @@ class LoadedEncoder:
         role: "student" or "teacher"; "imported" where a foreign file doesn't tell, "random" without weights.
         origin: where it came from, for results and messages.
         report: what became of the tensors of a foreign file; None for our own.
+        taught_on: fingerprints of the data whose labels or masks these weights have learned from.
     """
 
     encoder: Encoder
@@ -153,6 +154,7 @@ class LoadedEncoder:
     role: str
     origin: str
     report: KeyReport | None = None
+    taught_on: tuple[str, ...] = ()
 
 
 def fit_state(state: State, trunk: nn.Module, rule: PositionRule = "size") -> tuple[State, KeyReport]:
@@ -548,7 +550,9 @@ def _load_exported(json_path: Path, role: str | None, image_size: int | None) ->
     fitted, report = fit_state(state, encoder.trunk, config.position_rule)
     _refuse_gaps(report, str(weights_path))
     encoder.trunk.load_state_dict(fitted)
-    return LoadedEncoder(encoder, mean, std, encoder.image_size, own_role, str(weights_path))
+    taught = about.get("taught_on", [])
+    taught_on = tuple(map(str, taught)) if isinstance(taught, list) else ()
+    return LoadedEncoder(encoder, mean, std, encoder.image_size, own_role, str(weights_path), taught_on=taught_on)
 
 
 def _refuse_gaps(report: KeyReport, origin: str) -> None:

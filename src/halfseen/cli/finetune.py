@@ -169,6 +169,7 @@ def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, L
         pretrained_on=_seen(run),
         device=settled.runtime.device,
         precision=settled.runtime.precision,
+        taught_on=loaded.taught_on,
     )
     return subject, config, finetune_settings(settled.protocol, loaded.encoder, settled.data.image_size)
 

@@ -49,6 +49,7 @@ from halfseen.evaluation.statements import (
     compare,
     confusion_of,
     cut_in_two,
+    fingerprints_of,
     in_classes_of,
     labelled_rows_of,
     per_class,
@@ -252,7 +253,7 @@ class _Run:
 
     def keep_start(self, folder: Path) -> None:
         """Copy the encoders into the run's folder, so that it can go on without them."""
-        about = {"origin": self.subject.origin}
+        about = {"origin": self.subject.origin, "taught_on": list(self.subject.taught_on)}
         mean, std = self.config.data.mean, self.config.data.std
         export_encoder(self.subject.encoder, folder / START, mean=mean, std=std, role=self.subject.role, extra=about)
         if self.config.baselines and self.subject.random_encoder is not None:
@@ -358,7 +359,8 @@ class _Run:
             if scored is not None:
                 scores[name] = scored
                 if name == "encoder":
-                    about: dict[str, object] = {"protocol": self.config.protocol}
+                    taught_on = sorted({*self.subject.taught_on, *fingerprints_of(self.task.train.source)})
+                    about: dict[str, object] = {"protocol": self.config.protocol, "taught_on": taught_on}
                     export_encoder(
                         chosen.encoder,
                         run_dir,
@@ -474,7 +476,7 @@ def _result(run: _Run, protocol: Protocol, scores: dict[str, Scored], diary: Dia
     if config.choose == "test":
         notes.append(f"Epoch {epoch:g} was chosen on the test images: the number is optimistic.")
     notes += compare(right)
-    notes += what_was_seen(task.train, task.tested, run.subject.pretrained_on)
+    notes += what_was_seen(task.train, task.tested, run.subject.pretrained_on, run.subject.taught_on)
     hidden = ("run_dir", "encoder", "protocol", "test")
     settings = {
         key: value

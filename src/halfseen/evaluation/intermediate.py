@@ -38,7 +38,15 @@ from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.resident_training import OneGroup, logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import Result, SplitUsed
 from halfseen.evaluation.segmenters import RAW_MEAN, RAW_STD, check_size
-from halfseen.evaluation.statements import Split, class_names_of, confusion_of, in_classes_of, mask_names_of, per_class
+from halfseen.evaluation.statements import (
+    Split,
+    class_names_of,
+    confusion_of,
+    fingerprints_of,
+    in_classes_of,
+    mask_names_of,
+    per_class,
+)
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.mixing import mix_up, mixup_share
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
@@ -260,7 +268,10 @@ def keep_encoder(subject: Subject, out: Path, resume: bool = False) -> None:
         return
     if (out / "encoder.json").is_file():
         raise ConfigError(f"'{out}' holds an encoder already. Give another folder, or remove it.")
-    extra = {"intermediate": {"protocol": UNCHANGED, "from": subject.origin}}
+    extra = {
+        "intermediate": {"protocol": UNCHANGED, "from": subject.origin},
+        "taught_on": list(subject.taught_on),
+    }
     export_encoder(subject.encoder, out, mean=subject.mean, std=subject.std, role=subject.role, extra=extra)
 
 
@@ -636,6 +647,7 @@ def _export(
             "seed": seed,
             "identity": identity.digest,
         },
+        "taught_on": sorted({*subject.taught_on, *fingerprints_of(task.train.source)}),
         "head": {
             "file": HEAD,
             "reads": "patch tokens" if config.objective == "patchwise" else _summary_words(subject.encoder),

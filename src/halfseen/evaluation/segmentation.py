@@ -58,7 +58,7 @@ from halfseen.evaluation.segmenters import (
     check_size,
     import_segmentation_model,
 )
-from halfseen.evaluation.statements import Split, compare, mask_names_of, what_was_seen
+from halfseen.evaluation.statements import Split, compare, fingerprints_of, mask_names_of, what_was_seen
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.patch_labels import majority_labels, patch_histogram
 from halfseen.ops.pixels import Channels
@@ -634,7 +634,7 @@ def _result(
             *task.notes,
             *notes,
             *compare(miou),
-            *what_was_seen(task.train, task.test, subject.pretrained_on),
+            *what_was_seen(task.train, task.test, subject.pretrained_on, subject.taught_on),
         ],
         seconds=round(seconds, 2),
         halfseen_version=importlib.metadata.version("halfseen"),
@@ -755,9 +755,9 @@ def _write_model(
 ) -> None:
     """The encoder as others load it, the head beside it; nothing where patches vote."""
     if isinstance(segmenter, SegmentationModel):
-        encoder, head = segmenter.encoder, segmenter.head
+        encoder, head, learned = segmenter.encoder, segmenter.head, fingerprints_of(task.train.source)
     elif isinstance(segmenter, LinearSegmenter):
-        encoder, head = subject.encoder, segmenter.head
+        encoder, head, learned = subject.encoder, segmenter.head, set()
     else:
         return
     tensors = {f"head.{name}": value.detach().cpu().contiguous() for name, value in head.state_dict().items()}
@@ -776,7 +776,8 @@ def _write_model(
             "precision": subject.precision,
             "images": [task.train.source.fingerprint(), task.test.source.fingerprint()],
             "head": HEAD,
-        }
+        },
+        "taught_on": sorted({*subject.taught_on, *learned}),
     }
     export_encoder(encoder, folder, mean=mean, std=std, role=subject.role, extra=extra)
 

@@ -154,15 +154,31 @@ def compare(right: Mapping[str, Float[Tensor, " n"]]) -> list[str]:
     return sentences
 
 
-def what_was_seen(train: Split, test: Split | None, pretrained_on: str | None) -> list[str]:
-    """Sentences on leaks between the images that were trained on, whose labels are used and that are classified."""
+def fingerprints_of(source: Source) -> set[str]:
+    """Of a source and of all that it is drawn from."""
+    return {each.fingerprint() for each in (source, *source.drawn_from())}
+
+
+def what_was_seen(
+    train: Split, test: Split | None, pretrained_on: str | None, taught_on: Sequence[str] = ()
+) -> list[str]:
+    """Sentences on leaks between the images that were trained on, whose labels are used and that are classified.
+
+    Args:
+        pretrained_on, taught_on: see `Subject`.
+    """
     sentences = []
     queried = train if test is None else test
+    if fingerprints_of(queried.source) & set(taught_on):
+        sentences.append(
+            "Careful: the encoder has learned labels or masks of a set to which some or all of the classified images "
+            "belong, in an intermediate stage or by fine-tuning, so the result may be too good."
+        )
     if pretrained_on is None:
         sentences.append("What the encoder was pre-trained on is not known here.")
     elif pretrained_on == queried.source.fingerprint():
         sentences.append("The classified images were seen in pre-training, without their labels.")
-    elif pretrained_on in {source.fingerprint() for source in queried.source.drawn_from()}:
+    elif pretrained_on in fingerprints_of(queried.source):
         sentences.append(
             "The classified images are drawn from a set of which some or all were seen in pre-training, without their "
             "labels."

@@ -254,7 +254,7 @@ class _Parts:
             if not ended.finished:
                 raise KeyboardInterrupt
         loaded = load_encoder(folder)
-        return self._subject_of(loaded.encoder, loaded.origin, loaded.mean, loaded.std)
+        return self._subject_of(loaded.encoder, loaded.origin, loaded.mean, loaded.std, loaded.taught_on)
 
     def _untrained(self, seed: int) -> Subject:
         config = self.settings.model_copy(update={"seed": seed})
@@ -262,7 +262,12 @@ class _Parts:
         return self._subject_of(encoder, "random weights", config.data.mean, config.data.std)
 
     def _subject_of(
-        self, encoder: Encoder, origin: str, mean: tuple[float, float, float], std: tuple[float, float, float]
+        self,
+        encoder: Encoder,
+        origin: str,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        taught_on: tuple[str, ...] = (),
     ) -> Subject:
         """Without the baseline of random weights, which is a condition of its own here."""
         runtime = self.settings.runtime
@@ -275,6 +280,7 @@ class _Parts:
             device=runtime.device,
             precision=runtime.precision,
             workers=runtime.workers,
+            taught_on=taught_on,
         )
 
     def _source(self, name: str, split: str) -> Source:
@@ -370,6 +376,7 @@ def _entries(parts: _Parts) -> Iterator[dict[str, float | int | str]]:
                 "seed": cell.seed,
                 "miou": content["metrics"]["miou"],
                 "accuracy": content["metrics"]["accuracy"],
+                "miou_dataset": content["metrics"]["miou_dataset"],
                 "seconds": content["seconds"],
             }
 

@@ -32,6 +32,7 @@ class StudyCell(BaseModel):
     seed: int
     miou: float
     accuracy: float
+    miou_dataset: float
 
 
 class StudyFile(BaseModel):
@@ -131,20 +132,23 @@ def study_sentences(study: StudyFile) -> list[str]:
 
 def study_markdown(study: StudyFile) -> str:
     """The table, percent, mean and standard deviation over seeds, and the sentences."""
-    accuracy = study_series(study, "accuracy")
+    columns = [study_series(study, metric) for metric in ("accuracy", "miou", "miou_dataset")]
     sizes = sorted({cell.finetune for cell in study.cells})
     seeds = len({cell.seed for cell in study.cells})
     lines = [
         f"# Study: {visible(study.name)} on {visible(study.data)}",
         "",
-        f"Pixel accuracy / mIoU in percent, mean ± standard deviation over {seeds} seeds"
+        "Pixel accuracy / mIoU / mIoU over the pixels of all test images together, in percent, mean ± standard deviation "
+        f"over {seeds} seed{'s' * (seeds != 1)}"
         + (f"; {len(study.cells)} of {study.planned} cells are finished." if len(study.cells) < study.planned else "."),
         "",
         "| encoder | " + " | ".join(f"{size:,} images" for size in sizes) + " |",
         "|---|" + "---|" * len(sizes),
     ]
-    for own, miou in zip(accuracy, study_series(study), strict=True):
-        cells = {size: f"{a} / {m}" for size, a, m in zip(own.sizes, own.means, miou.means, strict=True)}
+    for rows in zip(*columns, strict=True):
+        own = rows[0]
+        texts = [" / ".join(map(str, means)) for means in zip(*(row.means for row in rows), strict=True)]
+        cells = dict(zip(own.sizes, texts, strict=True))
         row = [condition_words(own.pretrain, own.intermediate), *(cells.get(size, "") for size in sizes)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, "", *(f"- {sentence}" for sentence in study_sentences(study)), ""])
