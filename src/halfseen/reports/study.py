@@ -138,8 +138,8 @@ def study_markdown(study: StudyFile) -> str:
     lines = [
         f"# Study: {visible(study.name)} on {visible(study.data)}",
         "",
-        "Pixel accuracy / mIoU / mIoU over the pixels of all test images together, in percent, mean ± standard deviation "
-        f"over {seeds} seed{'s' * (seeds != 1)}"
+        "Pixel accuracy / mIoU / mIoU over the pixels of all test images together, in percent, mean ± standard "
+        f"deviation over {seeds} seed{'s' * (seeds != 1)}"
         + (f"; {len(study.cells)} of {study.planned} cells are finished." if len(study.cells) < study.planned else "."),
         "",
         "| encoder | " + " | ".join(f"{size:,} images" for size in sizes) + " |",
