@@ -112,7 +112,9 @@ def test_the_command_of_the_comment_is_right(name: str) -> None:
     )
     config = load_run_config(name, None, found.overrides).config
     assert found.data == config.data.source
-    assert config.train.split(devices).micro_batch_size <= 128
+    # LocalMIM's Swin draws one mask for the 256 images of a process; smaller parts would be another method.
+    most = 256 if config.method.name == "localmim" and config.model.name.startswith("swin") else 128
+    assert config.train.split(devices).micro_batch_size <= most
 
 
 @pytest.mark.parametrize("name", NAMES)
