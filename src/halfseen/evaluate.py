@@ -261,21 +261,30 @@ def segment(
         HalfseenError: a sentence on what does not fit.
     """
     run = find_run(str(encoder))
-    published = SegmentationConfig.model_validate(segmentation_settings(protocol)).model_dump(mode="json")
-    config = load_config(SegmentationConfig, [Layer(f"the protocol {protocol}", published)], list(overrides)).config
+    config = segmentation_config(protocol, overrides)
     learned = _own_or(train, run, "train")
     loaded, subject = _open(encoder, run, role, image_size, seed, device, precision, workers, pretrained)
-    size = loaded.encoder.image_size
     return segmentation_protocol(
         subject,
-        Split(open_images(learned, "train", run, size), "train"),
-        open_test(test if test is not None else learned, learned, run, size),
+        *segmentation_splits(learned, test, run, loaded.encoder.image_size),
         config,
         seed=seed,
         run_dir=None if run_dir is None else Path(run_dir),
         resume=resume,
         on_progress=on_progress,
     )
+
+
+def segmentation_config(protocol: str, overrides: Sequence[str]) -> SegmentationConfig:
+    """The settings of a protocol with what overrules them."""
+    published = SegmentationConfig.model_validate(segmentation_settings(protocol)).model_dump(mode="json")
+    return load_config(SegmentationConfig, [Layer(f"the protocol {protocol}", published)], list(overrides)).config
+
+
+def segmentation_splits(train: str, test: str | None, run: Run | None, size: int) -> tuple[Split, Split | None]:
+    """The two sides; composed scenes are drawn for the encoder's size, so that they are the same in every call."""
+    learned = Split(open_images(train, "train", run, size), "train")
+    return learned, open_test(test if test is not None else train, train, run, size)
 
 
 def finetune(

@@ -7,11 +7,8 @@ import typer
 
 from halfseen.cli.arguments import sort_words
 from halfseen.cli.inputs import (
-    Run,
     find_run,
     forward_settings,
-    open_images,
-    open_test,
     progress_line,
     show_result,
 )
@@ -26,14 +23,12 @@ from halfseen.cli.measuring import (
     labelled_data,
     subject_of,
 )
-from halfseen.config.load import Layer
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
     from halfseen.evaluation.features import Precision as PrecisionName
     from halfseen.evaluation.results import Result
     from halfseen.evaluation.segmentation_config import SegmentationConfig
-    from halfseen.evaluation.statements import Split
     from halfseen.evaluation.subject import OnProgress
 
 
@@ -111,7 +106,9 @@ def command(
     changes = [f"{name}={value}" for name, value in options.items() if value is not None] + found.overrides
     trained_on = labelled_data(train, run, "the images with masks to learn from")
 
-    config = _settings(protocol, changes)
+    from halfseen.evaluate import segmentation_config, segmentation_splits
+
+    config = segmentation_config(protocol, changes)
     forward = forward_settings(device, precision, run)
     if resume and run_dir is None:
         raise ConfigError("--resume: missing --run-dir. Name the folder of the segmentation that was interrupted.")
@@ -141,7 +138,7 @@ def command(
     from halfseen.evaluation.segmentation import prepare_task, segmentation_protocol
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
-    learned, tested = _images(trained_on, test, run, loaded.encoder.image_size)
+    learned, tested = segmentation_splits(trained_on, test, run, loaded.encoder.image_size)
     prepare_task(learned, tested, config, seed)  # What doesn't fit is said before a folder is made.
     folder = run_dir if run_dir is not None else open_folder(None, protocol, trained_on)
     with progress_line() as on_progress:
@@ -157,22 +154,6 @@ def command(
         )
     show_result(result, run, out)
     _show_folder(folder)
-
-
-def _images(train: str, test: str | None, run: Run | None, size: int) -> "tuple[Split, Split | None]":
-    """The two sides; composed scenes are drawn for the encoder's size, so that they are the same in every call."""
-    from halfseen.evaluation.statements import Split
-
-    learned = Split(open_images(train, "train", run, size), "train")
-    return learned, open_test(test if test is not None else train, train, run, size)
-
-
-def _settings(protocol: str, changes: list[str]) -> "SegmentationConfig":
-    from halfseen.config.load import load_config
-    from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
-
-    published = SegmentationConfig.model_validate(segmentation_settings(protocol)).model_dump(mode="json")
-    return load_config(SegmentationConfig, [Layer(f"the protocol {protocol}", published)], changes).config
 
 
 def _measure(
@@ -191,6 +172,7 @@ def _measure(
     Raises:
         ConfigError: settings given for a model that has its own.
     """
+    from halfseen.evaluate import segmentation_splits
     from halfseen.evaluation.segmentation import load_trained, measure_again
 
     if path.is_dir() and changes:
@@ -199,7 +181,9 @@ def _measure(
             "out."
         )
     trained = load_trained(path, config, device=device, precision=precision, workers=workers)
-    return measure_again(trained, *_images(train, test, None, trained.subject.size), on_progress=on_progress)
+    return measure_again(
+        trained, *segmentation_splits(train, test, None, trained.subject.size), on_progress=on_progress
+    )
 
 
 def _show_folder(folder: Path) -> None:
