@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from halfseen.evaluation.logistic import LogisticFit, centre_rows, fit_logistic
+from halfseen.evaluation.low_shot.logistic import LogisticFit, centre_rows, fit_logistic
 
 TOLERANCES = (1e-7, 1e-8, 1e-9, 1e-10, 1e-11)
 WANTED = 1e-8

@@ -20,16 +20,16 @@ from halfseen.data.label_splits import LabelSplit, draw_label_splits, read_label
 from halfseen.data.sources import Source, open_source
 from halfseen.errors import ConfigError
 from halfseen.evaluation.clustering import ClusterConfig, Head, cluster_protocol
-from halfseen.evaluation.finetune import FinetuneOutcome
-from halfseen.evaluation.finetune import finetune as run_finetune
-from halfseen.evaluation.finetune_config import FinetuneConfig, Protocol, finetune_settings
-from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
-from halfseen.evaluation.linear_protocol import linear_protocol
-from halfseen.evaluation.low_shot import LogisticConfig, logistic_protocol
-from halfseen.evaluation.protocols import knn_protocol
+from halfseen.evaluation.finetuning.config import FinetuneConfig, Protocol, finetune_settings
+from halfseen.evaluation.finetuning.protocol import FinetuneOutcome
+from halfseen.evaluation.finetuning.protocol import finetune as run_finetune
+from halfseen.evaluation.knn.protocol import knn_protocol
+from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
+from halfseen.evaluation.linear.protocol import linear_protocol
+from halfseen.evaluation.low_shot.protocol import LogisticConfig, logistic_protocol
 from halfseen.evaluation.results import EvaluateConfig, Result
-from halfseen.evaluation.segmentation import segmentation_protocol
-from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.protocol import segmentation_protocol
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.opening import (

@@ -20,9 +20,8 @@ from halfseen.config.load import Layer, Loaded, load_config
 from halfseen.data.sources import ArraySource
 from halfseen.engine.distributed import Distributed
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
-from halfseen.evaluation.classifier import classifier_from, load_classifier
-from halfseen.evaluation.finetune import RANDOM, START, FinetuneOutcome, finetune
-from halfseen.evaluation.finetune_config import (
+from halfseen.evaluation.finetuning.classifier import classifier_from, load_classifier
+from halfseen.evaluation.finetuning.config import (
     FINETUNE_PROTOCOLS,
     IMAGE_SIZES,
     FinetuneConfig,
@@ -30,7 +29,8 @@ from halfseen.evaluation.finetune_config import (
     departures,
     finetune_settings,
 )
-from halfseen.evaluation.finetune_training import Images, score
+from halfseen.evaluation.finetuning.protocol import RANDOM, START, FinetuneOutcome, finetune
+from halfseen.evaluation.finetuning.training import Images, score
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject
 from halfseen.ops.pixels import normalise

@@ -19,12 +19,12 @@ from halfseen.backbones.weights import load_encoder
 from halfseen.data.config import DataConfig
 from halfseen.data.sources import ArraySource, Source, open_source
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
-from halfseen.evaluation.intermediate import StageResult, intermediate_stage, keep_encoder, with_class_token
-from halfseen.evaluation.intermediate_config import (
+from halfseen.evaluation.intermediate.config import (
     INTERMEDIATE_PROTOCOLS,
     IntermediateConfig,
     intermediate_settings,
 )
+from halfseen.evaluation.intermediate.stages import StageResult, intermediate_stage, keep_encoder, with_class_token
 from halfseen.evaluation.statements import Split
 from parity.discovery import load_arrays, parity_files, state_under
 

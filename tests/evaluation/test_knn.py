@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from halfseen.errors import DataError, ShapeError
-from halfseen.evaluation import knn
-from halfseen.evaluation.knn import nearest, weighted_knn
+from halfseen.evaluation.knn import votes
+from halfseen.evaluation.knn.votes import nearest, weighted_knn
 
 
 def clusters(
@@ -129,7 +129,7 @@ def test_tiny_temperature_does_not_overflow(generator):
 
 
 def test_progress_reaches_the_end(generator):
-    features, labels = clusters(knn.QUERY_CHUNK + 20, generator)
+    features, labels = clusters(votes.QUERY_CHUNK + 20, generator)
     seen: list[tuple[int, int]] = []
     weighted_knn(features, labels, None, None, k=(1,), on_progress=lambda done, of: seen.append((done, of)))
     assert seen == [(1024, 1044), (1044, 1044)]
@@ -160,7 +160,7 @@ def test_what_can_not_work_is_a_sentence(generator, change, error, sentence):
 
 def test_widths_that_differ_are_a_sentence():
     with pytest.raises(ShapeError, match="width 4 and test features of width 5"):
-        knn._check_features(torch.randn(3, 4), torch.randn(2, 5))
+        votes._check_features(torch.randn(3, 4), torch.randn(2, 5))
 
 
 def test_similarities_ignore_a_global_wish_for_less_precision(generator):

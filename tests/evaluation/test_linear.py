@@ -6,9 +6,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from halfseen.errors import ConfigError, DataError, ShapeError
-from halfseen.evaluation.linear import Probe, check_widths, held_out_rows, labelled_rows, learning_rate, linear_probe
-from halfseen.evaluation.linear_config import LINEAR_PROTOCOLS, LinearConfig, linear_protocol_settings
-from halfseen.evaluation.side_by_side import Candidate, LinearHeads, Optimizer, measure, ranks
+from halfseen.evaluation.linear.config import LINEAR_PROTOCOLS, LinearConfig, linear_protocol_settings
+from halfseen.evaluation.linear.probes import (
+    Probe,
+    check_widths,
+    held_out_rows,
+    labelled_rows,
+    learning_rate,
+    linear_probe,
+)
+from halfseen.evaluation.linear.side_by_side import Candidate, LinearHeads, Optimizer, measure, ranks
 
 QUICK = {"epochs": 8, "batch_size": 32, "lr": (0.01, 0.1)}
 

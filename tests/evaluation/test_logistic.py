@@ -10,8 +10,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from halfseen.errors import DataError, ShapeError
-from halfseen.evaluation import logistic
-from halfseen.evaluation.logistic import centre_rows, fit_elastic_net, fit_logistic, logits
+from halfseen.evaluation.low_shot import logistic
+from halfseen.evaluation.low_shot.logistic import centre_rows, fit_elastic_net, fit_logistic, logits
 
 LAMBDAS = (0.0025, 0.075, 0.5)
 

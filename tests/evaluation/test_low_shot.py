@@ -16,8 +16,8 @@ from halfseen.data.label_splits import LabelSplit, draw_label_splits
 from halfseen.data.sources import open_source
 from halfseen.errors import DataError, ShapeError
 from halfseen.evaluation.features import EncoderFeatures, RawPixels, extract_features
-from halfseen.evaluation.logistic import centre_rows, fit_logistic, logits
-from halfseen.evaluation.low_shot import LogisticConfig, group_splits, logistic_protocol
+from halfseen.evaluation.low_shot.logistic import centre_rows, fit_logistic, logits
+from halfseen.evaluation.low_shot.protocol import LogisticConfig, group_splits, logistic_protocol
 from halfseen.evaluation.statements import Split
 
 MODEL = ModelConfig.model_validate({"name": "vit_tiny", "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2})

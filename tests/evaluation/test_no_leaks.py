@@ -23,17 +23,17 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.config.load import Layer, load_config
 from halfseen.data.label_splits import draw_label_splits
 from halfseen.data.sources import ArraySource
-from halfseen.evaluation.finetune import finetune
-from halfseen.evaluation.finetune_config import FinetuneConfig, finetune_settings
-from halfseen.evaluation.intermediate import intermediate_stage
-from halfseen.evaluation.intermediate_config import IntermediateConfig
-from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
-from halfseen.evaluation.linear_protocol import linear_protocol
-from halfseen.evaluation.low_shot import LogisticConfig, logistic_protocol
-from halfseen.evaluation.protocols import knn_protocol
+from halfseen.evaluation.finetuning.config import FinetuneConfig, finetune_settings
+from halfseen.evaluation.finetuning.protocol import finetune
+from halfseen.evaluation.intermediate.config import IntermediateConfig
+from halfseen.evaluation.intermediate.stages import intermediate_stage
+from halfseen.evaluation.knn.protocol import knn_protocol
+from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
+from halfseen.evaluation.linear.protocol import linear_protocol
+from halfseen.evaluation.low_shot.protocol import LogisticConfig, logistic_protocol
 from halfseen.evaluation.results import EvaluateConfig, Result
-from halfseen.evaluation.segmentation import segmentation_protocol
-from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.protocol import segmentation_protocol
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject
 

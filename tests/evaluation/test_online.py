@@ -5,8 +5,8 @@ import torch
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
+from halfseen.evaluation.knn.protocol import knn_protocol
 from halfseen.evaluation.online import OnlineSplits, online_knn
-from halfseen.evaluation.protocols import knn_protocol
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject

@@ -14,8 +14,8 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
 from halfseen.errors import DataError
 from halfseen.evaluation.features import RawPixels, extract_features
-from halfseen.evaluation.knn import weighted_knn
-from halfseen.evaluation.protocols import knn_protocol
+from halfseen.evaluation.knn.protocol import knn_protocol
+from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.evaluation.statements import Split
 

@@ -19,8 +19,13 @@ from halfseen.data.config import DataConfig
 from halfseen.data.sources import JoinedSource, SubsetSource, open_source
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError, WeightsError
 from halfseen.evaluation.results import Result
-from halfseen.evaluation.segmentation import bootstrap_interval, load_trained, measure_again, segmentation_protocol
-from halfseen.evaluation.segmentation_config import SEGMENTATION_PROTOCOLS, SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.config import SEGMENTATION_PROTOCOLS, SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.protocol import (
+    bootstrap_interval,
+    load_trained,
+    measure_again,
+    segmentation_protocol,
+)
 from halfseen.evaluation.statements import Split
 
 VINY = ModelConfig.model_validate(
@@ -218,7 +223,7 @@ def test_every_setting_of_the_vote_changes_something(change: dict[str, object], 
 
 def test_the_sizes_of_the_published_splits_and_a_test_split_that_stays(scenes: dict[str, Split]) -> None:
     def files(train_size: int, fixed: bool) -> tuple[list[str], list[str]]:
-        from halfseen.evaluation.segmentation import prepare_task
+        from halfseen.evaluation.segmentation.protocol import prepare_task
 
         config = settings("knn-segmentation", train_size=train_size, test_size=6, fixed_test_split=fixed)
         task = prepare_task(scenes["train"], scenes["test"], config, 0)
@@ -310,7 +315,7 @@ def test_a_model_is_measured_again_with_the_same_numbers(
 
 def test_a_head_that_an_intermediate_stage_left_is_ignored(tmp_path: Path) -> None:
     """Files of the original's fine-tuning after a stage hold `encoder.head.*`, which its own evaluation refuses."""
-    from halfseen.evaluation.segmenters import import_segmentation_model
+    from halfseen.evaluation.segmentation.models import import_segmentation_model
     from parity.discovery import load_arrays, parity_dir, state_under
 
     path = next((parity_dir() / "geometry").glob("evaluation_end_to_end*.npz"))

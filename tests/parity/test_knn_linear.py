@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfseen.evaluation.knn import nearest, weighted_knn
+from halfseen.evaluation.knn.votes import nearest, weighted_knn
 from halfseen.evaluation.metrics import cluster_scores
 from parity.discovery import load_arrays, parity_files
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from halfseen.evaluation.linear import Probe, learning_rate
-from halfseen.evaluation.linear_config import IBOT_GRID, LinearConfig
-from halfseen.evaluation.side_by_side import Candidate, LinearHeads, Optimizer, measure
+from halfseen.evaluation.linear.config import IBOT_GRID, LinearConfig
+from halfseen.evaluation.linear.probes import Probe, learning_rate
+from halfseen.evaluation.linear.side_by_side import Candidate, LinearHeads, Optimizer, measure
 from parity.discovery import load_arrays, parity_files, state_under
 
 VALIDATION_BATCH = 24

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from halfseen.evaluation.logistic import LogisticFit, centre_rows, fit_logistic, logits
+from halfseen.evaluation.low_shot.logistic import LogisticFit, centre_rows, fit_logistic, logits
 from parity.discovery import load_arrays, parity_files
 
 FILES = parity_files("msn_logistic", "")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from halfseen.backbones.weights import import_checkpoint
 from halfseen.engine.optim import build_optimizer, parameter_groups
-from halfseen.evaluation.segmentation_config import SegmentationConfig, segmentation_settings
-from halfseen.evaluation.segmenters import import_segmentation_model
+from halfseen.evaluation.segmentation.config import SegmentationConfig, segmentation_settings
+from halfseen.evaluation.segmentation.models import import_segmentation_model
 from halfseen.ops.segmentation import class_map, pixel_labels, pixel_scores, segmentation_loss
 from parity.discovery import load_arrays, parity_files, state_under
 from parity.reference_names import ReferenceNames

@@ -340,7 +340,7 @@ def export_classifier(
 
     Args:
         head: its names become `head.*`, or `head.fc.*` in a Swin.
-        feature: what the head sees: cls, mean or mean-then-norm, see `evaluation.classifier`.
+        feature: what the head sees: cls, mean or mean-then-norm, see `evaluation.finetuning.classifier`.
         mean, std, extra, stem: as for `export_encoder`.
     Returns:
         the path of the safetensors file.

@@ -16,8 +16,8 @@ from halfseen.errors import ConfigError, HalfseenError
 if TYPE_CHECKING:
     from halfseen.backbones.base import Encoder
     from halfseen.config.load import Loaded
-    from halfseen.evaluation.finetune import FinetuneOutcome
-    from halfseen.evaluation.finetune_config import FinetuneConfig, Protocol
+    from halfseen.evaluation.finetuning.config import FinetuneConfig, Protocol
+    from halfseen.evaluation.finetuning.protocol import FinetuneOutcome
     from halfseen.evaluation.subject import Subject
 
 
@@ -122,7 +122,7 @@ def command(
         if is_first_process():
             raise
         raise typer.Exit(USERS_FAULT) from None
-    from halfseen.evaluation.finetune import finetune
+    from halfseen.evaluation.finetuning.protocol import finetune
 
     outcome = finetune(subject, *splits, config, settings, resume=resume is not None)
     if is_first_process():
@@ -145,8 +145,8 @@ def _sorted(words: list[str]) -> tuple[str | None, list[str]]:
 def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
     """A run that goes on, with the encoders it has kept."""
     from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.finetune import RANDOM, START
-    from halfseen.evaluation.finetune_config import FinetuneConfig, finetune_settings
+    from halfseen.evaluation.finetuning.config import FinetuneConfig, finetune_settings
+    from halfseen.evaluation.finetuning.protocol import RANDOM, START
     from halfseen.evaluation.subject import Subject
 
     changes = changes if name is None else [override("protocol", name), *changes]

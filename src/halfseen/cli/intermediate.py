@@ -21,7 +21,7 @@ from halfseen.cli.measuring import Device, EncoderWord, Precision, Pretrained, R
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from halfseen.evaluation.intermediate_config import IntermediateConfig
+    from halfseen.evaluation.intermediate.config import IntermediateConfig
 
 FOLDER = "intermediate"
 
@@ -79,8 +79,8 @@ def command(
     folder = out if out is not None else Path(FOLDER) if run is None else run.folder / FOLDER
 
     from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.intermediate import intermediate_stage, keep_encoder
-    from halfseen.evaluation.intermediate_config import UNCHANGED
+    from halfseen.evaluation.intermediate.config import UNCHANGED
+    from halfseen.evaluation.intermediate.stages import intermediate_stage, keep_encoder
     from halfseen.evaluation.statements import Split
 
     forward = forward_settings(device, precision, run)
@@ -115,7 +115,7 @@ def _configs(objectives: Sequence[str], overrides: list[str]) -> "list[Intermedi
         ConfigError: an unknown objective, one that is given twice, or settings that don't fit one of them.
     """
     from halfseen.config.load import Layer, load_config
-    from halfseen.evaluation.intermediate_config import UNCHANGED, IntermediateConfig, intermediate_settings
+    from halfseen.evaluation.intermediate.config import UNCHANGED, IntermediateConfig, intermediate_settings
 
     configs: list[IntermediateConfig | None] = []
     for word in objectives:

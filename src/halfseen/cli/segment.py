@@ -28,7 +28,7 @@ from halfseen.errors import ConfigError
 if TYPE_CHECKING:
     from halfseen.evaluation.features import Precision as PrecisionName
     from halfseen.evaluation.results import Result
-    from halfseen.evaluation.segmentation_config import SegmentationConfig
+    from halfseen.evaluation.segmentation.config import SegmentationConfig
     from halfseen.evaluation.subject import OnProgress
 
 
@@ -135,7 +135,7 @@ def command(
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.engine.folder import open_folder
-    from halfseen.evaluation.segmentation import prepare_task, segmentation_protocol
+    from halfseen.evaluation.segmentation.protocol import prepare_task, segmentation_protocol
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
     learned, tested = segmentation_splits(trained_on, test, run, loaded.encoder.image_size)
@@ -173,7 +173,7 @@ def _measure(
         ConfigError: settings given for a model that has its own.
     """
     from halfseen.evaluate import segmentation_splits
-    from halfseen.evaluation.segmentation import load_trained, measure_again
+    from halfseen.evaluation.segmentation.protocol import load_trained, measure_again
 
     if path.is_dir() and changes:
         raise ConfigError(
@@ -189,7 +189,7 @@ def _measure(
 def _show_folder(folder: Path) -> None:
     """Draw the examples and say what lies in the folder."""
     from halfseen.cli.inputs import console
-    from halfseen.evaluation.segmentation import EXAMPLES
+    from halfseen.evaluation.segmentation.protocol import EXAMPLES
     from halfseen.reports.figures import draw_segmentation
 
     screen = console()

@@ -15,8 +15,8 @@ from halfseen.evaluation.features import (
     draw_subset,
     extract_features,
 )
-from halfseen.evaluation.knn import weighted_knn
-from halfseen.evaluation.protocols import HEADLINE_K
+from halfseen.evaluation.knn.protocol import HEADLINE_K
+from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.ops.modes import keeping_modes
 

@@ -9,7 +9,7 @@ from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import Terminal
 from halfseen.errors import DataError
-from halfseen.evaluation.protocols import knn_protocol
+from halfseen.evaluation.knn.protocol import knn_protocol
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject

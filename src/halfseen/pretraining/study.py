@@ -21,9 +21,9 @@ from halfseen.config.yaml_text import scalar_text
 from halfseen.data.sources import Source, has_split, open_source
 from halfseen.engine.folder import hold_folder, write_json, write_whole
 from halfseen.errors import ConfigError, DataError
-from halfseen.evaluation.intermediate import intermediate_stage, prepare_stage
-from halfseen.evaluation.segmentation import prepare_task, segmentation_protocol
-from halfseen.evaluation.segmentation_config import SegmentationConfig
+from halfseen.evaluation.intermediate.stages import intermediate_stage, prepare_stage
+from halfseen.evaluation.segmentation.config import SegmentationConfig
+from halfseen.evaluation.segmentation.protocol import prepare_task, segmentation_protocol
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.ops.randomness import numpy_generator

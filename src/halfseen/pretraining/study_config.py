@@ -6,8 +6,8 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
-from halfseen.evaluation.intermediate_config import IntermediateConfig, intermediate_settings
-from halfseen.evaluation.segmentation_config import SegmentationConfig
+from halfseen.evaluation.intermediate.config import IntermediateConfig, intermediate_settings
+from halfseen.evaluation.segmentation.config import SegmentationConfig
 from halfseen.idle import Need, refuse_idle
 
 Intermediate = Literal["none", "classification", "patchwise"]

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from halfseen.errors import DataError, ShapeError
-from halfseen.evaluation.knn import full_float32
+from halfseen.evaluation.knn.votes import full_float32
 
 TOLERANCE = 1e-9
 MOST_EVALUATIONS = 2000

@@ -31,7 +31,8 @@ from halfseen.evaluation.features import (
     extract_features,
     feature_sentence,
 )
-from halfseen.evaluation.linear import (
+from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
+from halfseen.evaluation.linear.probes import (
     LinearScore,
     Probe,
     check_labels,
@@ -39,7 +40,6 @@ from halfseen.evaluation.linear import (
     holds_out,
     linear_probe,
 )
-from halfseen.evaluation.linear_config import LinearConfig, linear_protocol_settings
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.statements import (

@@ -16,7 +16,7 @@ from halfseen.backbones.viny import ViNyEncoder
 from halfseen.backbones.vit import ViTEncoder
 from halfseen.backbones.weights import export_classifier, fit_state, read_exported
 from halfseen.errors import WeightsError
-from halfseen.evaluation.finetune_config import PooledFeature, check_feature
+from halfseen.evaluation.finetuning.config import PooledFeature, check_feature
 from halfseen.ops.layer_decay import swin_finetune_group, vit_finetune_group
 from halfseen.types import GroupKey
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from halfseen.data.sampler import StepSampler
 from halfseen.errors import ConfigError, DataError, ShapeError
-from halfseen.evaluation.linear_config import LinearConfig
-from halfseen.evaluation.side_by_side import Candidate, LinearHeads, Measured, Optimizer, measure
+from halfseen.evaluation.linear.config import LinearConfig
+from halfseen.evaluation.linear.side_by_side import Candidate, LinearHeads, Measured, Optimizer, measure
 from halfseen.evaluation.statements import no_labels
 from halfseen.ops.randomness import numpy_generator, stream_seed
 from halfseen.ops.schedules import rebased_cosine, unshifted_cosine

@@ -31,8 +31,15 @@ from halfseen.evaluation.features import (
     extract_features,
     feature_sentence,
 )
-from halfseen.evaluation.knn import rank_of_class
-from halfseen.evaluation.logistic import TOLERANCE, LogisticFit, centre_rows, fit_elastic_net, fit_logistic, logits
+from halfseen.evaluation.knn.votes import rank_of_class
+from halfseen.evaluation.low_shot.logistic import (
+    TOLERANCE,
+    LogisticFit,
+    centre_rows,
+    fit_elastic_net,
+    fit_logistic,
+    logits,
+)
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.results import FeatureKind, Result
 from halfseen.evaluation.statements import (

@@ -35,12 +35,12 @@ from halfseen.engine.loop import FitResult, fit
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import Terminal, open_terminal
 from halfseen.errors import ConfigError, DataError
-from halfseen.evaluation.classifier import Classifier, classifier_from, load_classifier, write_classifier
 from halfseen.evaluation.features import RAW_PIXEL_SIDE, FeatureSet, RawPixels, draw_subset, extract_features
-from halfseen.evaluation.finetune_config import FEATURE_SENTENCES, FinetuneConfig, Protocol, departures
-from halfseen.evaluation.finetune_training import FineTuning, Images, Scored, score, training_views
-from halfseen.evaluation.linear import check_labels, hold_out, linear_probe
-from halfseen.evaluation.linear_config import LinearConfig
+from halfseen.evaluation.finetuning.classifier import Classifier, classifier_from, load_classifier, write_classifier
+from halfseen.evaluation.finetuning.config import FEATURE_SENTENCES, FinetuneConfig, Protocol, departures
+from halfseen.evaluation.finetuning.training import FineTuning, Images, Scored, score, training_views
+from halfseen.evaluation.linear.config import LinearConfig
+from halfseen.evaluation.linear.probes import check_labels, hold_out, linear_probe
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.statements import (

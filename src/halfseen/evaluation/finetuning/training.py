@@ -24,9 +24,9 @@ from halfseen.data.sources import Source
 from halfseen.engine.config import RuntimeConfig
 from halfseen.engine.distributed import Distributed
 from halfseen.engine.precision import autocast
-from halfseen.evaluation.classifier import Classifier
-from halfseen.evaluation.finetune_config import FinetuneConfig
-from halfseen.evaluation.side_by_side import ranks
+from halfseen.evaluation.finetuning.classifier import Classifier
+from halfseen.evaluation.finetuning.config import FinetuneConfig
+from halfseen.evaluation.linear.side_by_side import ranks
 from halfseen.ops.blending import blend_neighbours, draw_blends
 from halfseen.ops.erasing import draw_erasures, erase
 from halfseen.ops.mixing import mix_or_cut

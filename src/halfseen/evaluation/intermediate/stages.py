@@ -33,11 +33,11 @@ from halfseen.engine.folder import hold_folder
 from halfseen.engine.precision import autocast
 from halfseen.errors import CheckpointError, ConfigError, DataError
 from halfseen.evaluation.features import draw_subset
-from halfseen.evaluation.intermediate_config import UNCHANGED, IntermediateConfig
+from halfseen.evaluation.intermediate.config import UNCHANGED, IntermediateConfig
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.resident_training import OneGroup, logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import Result, SplitUsed
-from halfseen.evaluation.segmenters import RAW_MEAN, RAW_STD, check_size
+from halfseen.evaluation.segmentation.models import RAW_MEAN, RAW_STD, check_size
 from halfseen.evaluation.statements import (
     Split,
     class_names_of,

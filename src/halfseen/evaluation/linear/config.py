@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.backbones.base import Encoder
 from halfseen.errors import ConfigError
+from halfseen.evaluation.linear.side_by_side import Candidate, HeadKind, OptimizerKind
 from halfseen.evaluation.results import FeatureKind
-from halfseen.evaluation.side_by_side import Candidate, HeadKind, OptimizerKind
 
 Augmentation = Literal["none", "crop", "tf-crop", "trivial"]
 Schedule = Literal["epoch-cosine", "step-cosine", "warmup-cosine", "kamim"]

@@ -42,8 +42,8 @@ from halfseen.errors import CheckpointError, ConfigError, DataError, WeightsErro
 from halfseen.evaluation.features import Precision, draw_subset
 from halfseen.evaluation.resident_training import logged_curves, train_resident, weights_fingerprint
 from halfseen.evaluation.results import ClassResult, Result, SplitUsed
-from halfseen.evaluation.segmentation_config import SegmentationConfig
-from halfseen.evaluation.segmenters import (
+from halfseen.evaluation.segmentation.config import SegmentationConfig
+from halfseen.evaluation.segmentation.models import (
     RAW_MEAN,
     RAW_STD,
     CachedTokens,

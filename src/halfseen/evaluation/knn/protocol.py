@@ -19,7 +19,7 @@ from halfseen.evaluation.features import (
     draw_subset,
     extract_features,
 )
-from halfseen.evaluation.knn import KnnScore, check_vote, weighted_knn
+from halfseen.evaluation.knn.votes import KnnScore, check_vote, weighted_knn
 from halfseen.evaluation.metrics import wilson_interval
 from halfseen.evaluation.results import EvaluateConfig, Result
 from halfseen.evaluation.statements import (

@@ -18,7 +18,7 @@ from halfseen.data.sampler import StepSampler
 from halfseen.engine.precision import autocast
 from halfseen.errors import ShapeError, WeightsError
 from halfseen.evaluation.features import Precision
-from halfseen.evaluation.knn import weighted_knn
+from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.resident_training import OneGroup
 from halfseen.ops.patches import patchify
 from halfseen.ops.pixels import Channels, normalise
@@ -196,7 +196,7 @@ class CachedTokens:
 
 
 class KnnSegmenter(NamedTuple):
-    """Patches that vote with their majority class for the class of a whole patch, see `evaluation.knn`.
+    """Patches that vote with their majority class for the class of a whole patch, see `evaluation.knn.votes`.
 
     Attributes:
         tokens: where predictions get their tokens from.
