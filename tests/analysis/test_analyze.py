@@ -294,3 +294,24 @@ def test_similarities_of_large_grids_are_left_out() -> None:
     found = watcher.result()
     assert "pairs.final" in found.arrays and "pairs.1" not in found.arrays and "colours.1" in found.arrays
     assert "without layer 1" in found.notes[0]
+
+
+def test_every_image_is_kept_small_and_as_a_point() -> None:
+    source = pictures(24)
+    found = one(source, ["embedding", "rank"], tsne=True, tsne_tokens=30, shown_images=3, neighbours=4).arrays
+    assert found["images/thumbnails"].shape == (24, 16, 16, 3)
+    np.testing.assert_array_equal(found["images/thumbnails"][:3], found["images/shown"])
+    assert found["embedding/images_pca"].shape == found["embedding/images_tsne"].shape == (24, 2)
+    assert "embedding/images_tsne" not in one(source, ["embedding"]).arrays
+    few = one(pictures(8), ["embedding"], tsne=True, tsne_tokens=30)
+    assert "embedding/images_tsne" not in few.arrays and "got 8 points" in few.notes["embedding"][-1]
+    assert found["rank/nearest"].shape == found["rank/nearest_similarity"].shape == (3, 4)
+    assert (np.diff(found["rank/nearest_similarity"]) <= 0).all()
+    assert not (found["rank/nearest"] == np.arange(3)[:, None]).any()
+
+
+def test_large_images_are_kept_small() -> None:
+    large = ArraySource("large", np.full((2, 48, 48, 3), 9, dtype=np.uint8), np.zeros(2, dtype=np.int64), ("a",))
+    config = AnalyzeConfig.model_validate(QUICK)
+    wide = AnalyzedEncoder("wide", network("vit", 48), (0.5,) * 3, (0.25,) * 3, "here")
+    assert analyze([wide], large, config, ["rank"]).encoders[0].arrays["images/thumbnails"].shape == (2, 32, 32, 3)

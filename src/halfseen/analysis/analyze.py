@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from halfseen.analysis.analyze_config import ANALYSES, AnalysisName, AnalyzeConfig
 from halfseen.analysis.fidelity import Fidelity, Region, Space
@@ -60,8 +61,10 @@ from halfseen.ops.randomness import stream_seed, torch_generator
 FORMAT_VERSION = 1
 SUMMARY_FILE = "analysis.json"
 BETWEEN_FILE = "between.npz"
-THUMBNAIL = 128
+NEIGHBOUR = 128
 """Largest side in pixels at which neighbours are shown."""
+THUMBNAIL = 32
+"""Largest side in pixels of the small pictures that are kept of all images."""
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -269,7 +272,7 @@ class _Work:
         self.mean, self.std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (subject.mean, subject.std))
         self.found = EncoderAnalysis(subject)
         self.alignment: AlignmentWatcher | None = None
-        self.rank = RankWatcher()
+        self.rank = RankWatcher(config.shown_images, config.neighbours)
         self.layer_means = AlignmentWatcher(config.token_rows, seed)
 
     @torch.no_grad()
@@ -298,7 +301,7 @@ class _Work:
         keep = max(config.shown_images, config.masked_images, config.noise_images, config.reconstruction_images)
         images, masks = self._pictures()
         watchers = self._watchers(masks)
-        kept, indices = [], []
+        kept, indices, thumbnails = [], [], []
         seconds, place = 0.0, Place(0, len(self.wanted))
         for views, rows in images:
             start = time.perf_counter()
@@ -307,6 +310,7 @@ class _Work:
             if place.first < keep:
                 kept.append(views[: keep - place.first])
             indices.append(rows)
+            thumbnails.append(_thumbnails(views))
             place = place._replace(first=place.first + len(views))
             self.tell(self.subject.name, place.first, place.total)
         if place.first == 0:
@@ -331,6 +335,7 @@ class _Work:
             "images/indices": every,
             "images/labels": self.labels.numpy(),
             "images/shown": shown.permute(0, 2, 3, 1).contiguous().numpy(),
+            "images/thumbnails": torch.cat(thumbnails).permute(0, 2, 3, 1).contiguous().numpy(),
             "images/references": self._references(shown, masks).numpy(),
             "images/paths": np.asarray([self.source.path(int(row)) for row in every[: len(first)]], dtype=np.str_),
         }
@@ -510,7 +515,7 @@ class _Work:
     def _read_again(self, places: Sequence[int]) -> NDArray[np.uint8]:
         """Pictures uint8 [p, S, S, 3] of analysed images, by their places among them."""
         rows = self.found.arrays["images/indices"][list(places)]
-        size, config = min(self.encoder.image_size, THUMBNAIL), self.config
+        size, config = min(self.encoder.image_size, NEIGHBOUR), self.config
         resize = "squash" if self.source.has_masks else config.resize
         batches = evaluation_batches(
             self.source, rows, size, max(1, len(rows)), resize=resize, crop_ratio=config.crop_ratio
@@ -656,6 +661,13 @@ def _share(found: Tensor, labels: Tensor) -> float:
     """Of images with a label, those that got it."""
     known = labels >= 0
     return float((found[known] == labels[known]).double().mean())
+
+
+def _thumbnails(views: UInt8[Tensor, "B 3 S S"]) -> UInt8[Tensor, "B 3 t t"]:
+    """Pictures small enough to keep of every image."""
+    side = min(views.shape[-1], THUMBNAIL)
+    small: Tensor = functional.resize(views, [side, side], antialias=True)
+    return small
 
 
 def _bytes(pixels: Tensor) -> NDArray[np.uint8]:

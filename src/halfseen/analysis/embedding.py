@@ -69,7 +69,7 @@ def neighbour_embedding(rows: Float[Tensor, "n D"], seed: int = 0, perplexity: f
         ShapeError: no more rows than the perplexity.
     """
     if len(rows) <= perplexity:
-        raise ShapeError(f"t-SNE: got {len(rows)} tokens, needs more than its perplexity of {perplexity:g}.")
+        raise ShapeError(f"t-SNE: got {len(rows)} points, needs more than its perplexity of {perplexity:g}.")
     from sklearn.manifold import TSNE
 
     embed = TSNE(

@@ -25,6 +25,7 @@ from halfseen.analysis.attention import (
 )
 from halfseen.analysis.embedding import component_colours, neighbour_embedding, principal_components
 from halfseen.analysis.geometry import MAP_EPS, TokenGeometry, probe_accuracy, train_patch_probe
+from halfseen.analysis.masked_views import retrieve
 from halfseen.analysis.similarity import linear_cka
 from halfseen.analysis.spectrum import (
     feature_variance,
@@ -465,7 +466,7 @@ class SimilarityWatcher(Watcher):
 
 
 class EmbeddingWatcher(Watcher):
-    """Tokens of the first images as points of the plane: of one layer, and before and after the last attention.
+    """Points of the plane: tokens of the first images, of one layer and around the last attention; and all images.
 
     Args:
         layer: block whose output is shown.
@@ -480,6 +481,7 @@ class EmbeddingWatcher(Watcher):
         self.layer, self.last, self.images = layer, last, images
         self.most_tokens, self.seed, self.tsne = most_tokens, seed, tsne
         self._kept: dict[str, list[Tensor]] = {"tokens": [], "before": [], "after": []}
+        self._means: list[Tensor] = []
 
     def block(self, view: BlockView, place: Place) -> None:
         wanted = self.images - place.first
@@ -490,6 +492,9 @@ class EmbeddingWatcher(Watcher):
         if view.number == self.last and view.attention_input is not None and view.attention_output is not None:
             self._kept["before"].append(view.attention_input.patches[:wanted].float().cpu())
             self._kept["after"].append(view.attention_output.patches[:wanted].float().cpu())
+
+    def output(self, features: Features, place: Place) -> None:
+        self._means.append(image_feature(features, "mean").cpu())
 
     def result(self) -> Found:
         tokens, before, after = (torch.cat(self._kept[name]) for name in ("tokens", "before", "after"))
@@ -521,16 +526,36 @@ class EmbeddingWatcher(Watcher):
             arrays["image_of_after"] = torch.arange(images).repeat_interleave(after.shape[1]).numpy()
         else:
             notes.append("Two images before and after attention need two images.")
-        return Found(arrays, {}, tuple(notes))
+        every, said = self._images()
+        return Found(arrays | every, {}, (*notes, *said))
+
+    def _images(self) -> tuple[Arrays, list[str]]:
+        """Every image as a point, by its mean token after the final norm."""
+        rows = torch.cat(self._means)
+        if len(rows) < 2:
+            return {}, ["A map of the images needs two images."]
+        arrays: Arrays = {"images_pca": principal_components(rows, 2).points.numpy()}
+        if self.tsne:
+            try:
+                arrays["images_tsne"] = neighbour_embedding(rows, self.seed).numpy()
+            except ShapeError as error:
+                return arrays, [f"Without t-SNE of the images: {error}"]
+        return arrays, []
 
 
 class RankWatcher(Watcher):
     """How many directions the images' features use: RankMe and alpha-ReQ of mean tokens and class tokens.
 
-    The features themselves stay at hand: other analyses compare theirs with them.
+    With them the nearest other images of the first ones. The features themselves stay at hand: other analyses compare
+    theirs with them.
+
+    Args:
+        shown: of how many images neighbours are kept.
+        neighbours: how many of each, by cosine similarity of the mean tokens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: int, neighbours: int) -> None:
+        self.shown, self.neighbours = shown, neighbours
         self._features: dict[ImageFeature, list[Tensor]] = {}
 
     def block(self, view: BlockView, place: Place) -> None:
@@ -555,6 +580,10 @@ class RankWatcher(Watcher):
             numbers |= {f"rankme_{kind}": rankme(rows), f"alpha_req_{kind}": alpha_req(rows)}
             arrays[f"eigenvalues_{kind}"] = _eigenvalues(rows)
         n, D = rows.shape
+        means = self.features("mean")
+        own = torch.arange(min(self.shown, n))
+        near = retrieve(means[own], means, own, torch.full((n,), -1), self.neighbours)
+        arrays |= {"nearest": near.nearest.numpy(), "nearest_similarity": near.similarity.numpy()}
         note = f"RankMe is at most {min(n, D)} here ({n} images, {D} features): compare equal numbers of images only."
         return Found(arrays, numbers, (note,))
 
