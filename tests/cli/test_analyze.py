@@ -10,8 +10,8 @@ from PIL import Image
 
 from halfseen.cli.main import run
 from halfseen.errors import CheckpointError
-from halfseen.reports.analysis_figures import FIGURES, draw_analysis
 from halfseen.reports.analysis_files import read_analysis
+from halfseen.reports.figures.analysis import FIGURES, draw_analysis
 
 SMALL = (
     "--images", "10", "masked_images=3", "noise_images=3", "shown_images=2", "embedding_images=2",

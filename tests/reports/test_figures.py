@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from halfseen.errors import CheckpointError
-from halfseen.reports.figures import draw_reconstructions, draw_segmentation
+from halfseen.reports.figures.pictures import draw_reconstructions, draw_segmentation
 from reports.written_run import write_run
 
 

@@ -1,6 +1,5 @@
 """`halfseen analyze`: what encoders have learned, looked at from within, one or several side by side."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,7 +123,7 @@ def command(
     summary = found.write(folder)
     drawn = []
     if figures:
-        from halfseen.reports.analysis_figures import draw_analysis
+        from halfseen.reports.figures.analysis import draw_analysis
 
         drawn = draw_analysis(summary)
     _show(found, str(source), summary, len(drawn))
@@ -173,28 +172,26 @@ def _fresh(
     word: str, run: Run | None, role: str | None, image_size: int | None, pretrained: bool, seed: int
 ) -> "AnalyzedEncoder":
     """An encoder's network as its training begins."""
-    from halfseen.analysis.analyze import AnalyzedEncoder
+    from halfseen.analysis.analyze import RANDOM_INIT, AnalyzedEncoder
     from halfseen.backbones.weights import load_encoder
     from halfseen.cli.inputs import same_network
 
     loaded = load_encoder(word, role, image_size=image_size, pretrained=pretrained)
     encoder = same_network(loaded, run, seed)()
-    return AnalyzedEncoder("random_init", encoder, loaded.mean, loaded.std, f"{loaded.origin}, fresh weights")
+    return AnalyzedEncoder(RANDOM_INIT, encoder, loaded.mean, loaded.std, f"{loaded.origin}, fresh weights")
 
 
 def _names(words: list[str]) -> list[str]:
     """Short names for files and figures, none of them twice."""
+    from halfseen.analysis.analyze import file_name
+
     names: list[str] = []
     for word in words:
         path = Path(word.removeprefix("timm:"))
         stem = path.parent.name if path.name == "encoder.safetensors" else path.name.removesuffix(path.suffix)
         if word.startswith("timm:"):
             stem = path.name
-        base = re.sub(r"[^\w.+-]+", "_", stem).strip("._") or "encoder"
-        count = 1
-        while (name := base if count == 1 else f"{base}-{count}") in (*names, "between", "analysis", "random_init"):
-            count += 1
-        names.append(name)
+        names.append(file_name(stem, names))
     return names
 
 

@@ -38,7 +38,7 @@ def command(
 
     from halfseen.analysis.reconstruct import reconstruct_images
     from halfseen.pretraining.build import load_method
-    from halfseen.reports.figures import draw_reconstructions
+    from halfseen.reports.figures.pictures import draw_reconstructions
 
     method = load_method(found.folder)
     settings = found.config

@@ -1,8 +1,11 @@
 """After the last step: the encoder's file, the number with its baselines, the pictures, the page."""
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from halfseen.analysis.analyze import RANDOM_INIT, AnalyzedEncoder, analyze, file_name
+from halfseen.analysis.analyze_config import ANALYSES, AnalyzeConfig
 from halfseen.analysis.reconstruct import reconstruct_images
 from halfseen.backbones.weights import export_encoder
 from halfseen.data.sources import Source, has_split, open_source
@@ -16,8 +19,11 @@ from halfseen.evaluation.subject import Subject
 from halfseen.methods.base import Method
 from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig
-from halfseen.reports.figures import draw_reconstructions
+from halfseen.reports.figures.analysis import draw_analysis
+from halfseen.reports.figures.pictures import draw_reconstructions
 from halfseen.reports.page import write_report
+
+logger = logging.getLogger(__name__)
 
 PICTURES = 8
 
@@ -77,6 +83,13 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
     )
     if pictures is not None:
         draw_reconstructions(pictures.write(run_dir / "figures"))
+    if config.evaluate.analyze != "none":
+        terminal.say("Analysing: the encoder beside the untrained network.")
+        try:
+            analyze_run(config, method, source, held_out, run_dir, device)
+        except Exception as error:  # Training has ended well: no picture of it may take its report away.
+            terminal.say(f"No analysis of this run: {error}. `halfseen analyze {run_dir}` tries again.")
+            logger.info("The analysis failed.", exc_info=True)
     report = write_report(run_dir)
     return Harvest(paths[method.main_role], tuple(evaluations), report)
 
@@ -105,6 +118,41 @@ def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path,
     )
     tested = None if test is None else Split(test, "test")
     return knn_protocol(subject, Split(source, "train"), tested, config.evaluate, seed=config.seed)
+
+
+def analyze_run(
+    config: RunConfig, method: Method, source: Source, test: Source | None, run_dir: Path, device: str
+) -> Path:
+    """The run's main encoder beside its untrained network, looked at from within: RUN/analysis.
+
+    Args:
+        test: images that it wasn't trained on; without any, those of `source` are looked at.
+    Returns:
+        `analysis.json`.
+    """
+    own, mean, std = config.evaluate, config.data.mean, config.data.std
+    full = own.analyze == "full"
+    settings = {"images": own.analyze_images, "resize": own.resize, "crop_ratio": own.crop_ratio, "tsne": full}
+    encoder = method.encoders()[method.main_role]
+    subjects = [
+        AnalyzedEncoder(file_name(run_dir.name), encoder, mean, std, str(run_dir), method.main_role, method),
+        AnalyzedEncoder(RANDOM_INIT, untrained_encoder(config), mean, std, f"{run_dir}, fresh weights"),
+    ]
+    found = analyze(
+        subjects,
+        source if test is None else test,
+        AnalyzeConfig.model_validate(settings),
+        [name for name in ANALYSES if full or name != "noise"],
+        split="all" if test is None else "test",
+        seed=config.seed,
+        device=device,
+        precision=config.runtime.precision,
+        workers=config.runtime.workers,
+    )
+    summary = found.write(run_dir / "analysis")
+    if full:
+        draw_analysis(summary)
+    return summary
 
 
 def test_split(config: RunConfig) -> Source | None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from halfseen.reports.figures.canvas import new_figure, plain, show_picture
 from halfseen.reports.runfiles import PictureSet, read_pictures, read_segmentation
-from halfseen.reports.tables import visible
 
 MOST_IMAGES = 8
 CELL_INCHES = 1.15
@@ -22,23 +22,16 @@ def draw_reconstructions(arrays: Path, out: Path | None = None) -> Path:
     Raises:
         CheckpointError: if the arrays can't be read.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     pictures = read_pictures(arrays)
     rows = _rows(pictures)
     columns = min(MOST_IMAGES, len(pictures.original))
-    figure = Figure(figsize=(CELL_INCHES * (columns + 1.5), CELL_INCHES * len(rows) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(CELL_INCHES * (columns + 1.5), CELL_INCHES * len(rows) + 0.8)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, stack) in zip(axes, rows, strict=True):
         line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         for axis, picture in zip(line, stack, strict=False):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-    figure.suptitle(_plain(pictures.note), fontsize=8, wrap=True)
+            show_picture(axis, picture)
+    figure.suptitle(plain(pictures.note), fontsize=8, wrap=True)
     out = arrays.with_suffix(".png") if out is None else out
     figure.savefig(out, dpi=150)
     return out
@@ -56,11 +49,6 @@ def _rows(pictures: PictureSet) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is: a dollar sign would begin a formula."""
-    return visible(text).replace("$", r"\$")
-
-
 def draw_segmentation(arrays: Path, out: Path | None = None) -> Path:
     """Draw `segmentation_example.npz`: a row per image with the image, the target and the prediction.
 
@@ -71,30 +59,24 @@ def draw_segmentation(arrays: Path, out: Path | None = None) -> Path:
         CheckpointError: if the arrays can't be read.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
     content = read_segmentation(arrays)
-    names = [_plain(name) for name in content.names]
+    names = [plain(name) for name in content.names]
     palette = colormaps["tab10" if len(names) <= TAB_COLOURS else "turbo"]
     colours = palette(np.arange(len(names)) if len(names) <= TAB_COLOURS else np.linspace(0, 1, len(names)))[:, :3]
     # One colour more for pixels of no class.
     table = np.concatenate([colours, np.ones((256 - len(names), 3))])
     rows = len(content.images)
     width = max(CELL_INCHES * 1.6 * 3, 4.5)
-    figure = Figure(figsize=(width, CELL_INCHES * 1.6 * rows + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, CELL_INCHES * 1.6 * rows + 0.9)
     axes = figure.subplots(rows, 3, squeeze=False)
     for line, image, target, prediction, miou in zip(
         axes, content.images, content.targets, content.predictions, content.miou, strict=True
     ):
         line[0].set_ylabel(f"IoU {100 * miou:.0f} %", fontsize=8)
         for axis, picture in zip(line, (image, table[target], table[prediction]), strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
+            show_picture(axis, picture)
     for axis, title in zip(axes[0], ("image", "target", "prediction"), strict=True):
         axis.set_title(title, fontsize=9)
     shown = np.unique(np.concatenate([content.targets.ravel(), content.predictions.ravel()]))
