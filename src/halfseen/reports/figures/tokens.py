@@ -99,9 +99,9 @@ def _clouds(files: AnalysisFiles, points: str, owner: str, title: str) -> "Figur
     for axis, encoder in zip(axes[0], found, strict=True):
         image = np.asarray(encoder.arrays[owner])
         colour = np.asarray(encoder.arrays["images/labels"])[image] if by_class else image
-        shade = [shade(value) for value in colour / (colour.max() + 0.5)]
+        shades = [shade(value) for value in colour / (colour.max() + 0.5)]
         places = np.asarray(encoder.arrays[points], dtype=np.float64)
-        axis.scatter(places[:, 0], places[:, 1], s=4, color=shade, linewidth=0, rasterized=True)
+        axis.scatter(places[:, 0], places[:, 1], s=4, color=shades, linewidth=0, rasterized=True)
         axis.set_title(plain(encoder.row.name), fontsize=9)
         strip_axis(axis)
     write_title(figure, title.format("class" if by_class else "image"))
