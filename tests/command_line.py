@@ -10,7 +10,7 @@ PROGRAM = (sys.executable, "-m", "halfseen")
 _ALL = (
     "data.image_size=32", "model.patch_size=8", "model.embed_dim=32", "model.depth=2", "model.num_heads=2",
     "train.batch_size=8", "train.lr.warmup_epochs=0", "train.log_every_steps=1", "train.health_every_steps=null",
-    "evaluate.knn=false", "runtime.threads=1", "runtime.workers=0",
+    "evaluate.knn=false", "evaluate.analyze=none", "runtime.threads=1", "runtime.workers=0",
 )  # fmt: skip
 TINY: dict[str, tuple[str, ...]] = {
     "mae": ("--recipe", "mae_small", *_ALL, "method.decoder_embed_dim=16", "method.decoder_num_heads=2"),

@@ -33,7 +33,9 @@ PAGES = [
 HALFSEEN = str(Path(sys.executable).with_name("halfseen"))
 BLOCK = re.compile(r"(?:<!-- (?P<note>[^\n]*?) -->\n)?```(?P<language>[^\n]*)\n(?P<text>.*?)```", re.DOTALL)
 TINY = "model.depth=1 model.embed_dim=32 model.num_heads=2 train.max_steps=2 train.batch_size=8 data.subset_size=64 "
-TINY_EVALUATION = "evaluate.max_train=200 evaluate.max_test=100 runtime.threads=1 runtime.workers=0"
+TINY_EVALUATION = (
+    "evaluate.max_train=200 evaluate.max_test=100 evaluate.analyze=none runtime.threads=1 runtime.workers=0"
+)
 
 
 class Block(NamedTuple):

@@ -10,8 +10,8 @@ from command_line import run
 SMALL = (
     "pretrain", "bundled:fashion", "data.subset_size=3200", "model.patch_size=7", "model.embed_dim=64", "model.depth=2",
     "model.num_heads=2", "train.batch_size=64", "train.epochs=4", "train.lr.warmup_epochs=0.5",
-    "train.log_every_steps=5", "train.health_every_steps=50", "evaluate.knn=false", "runtime.threads=1",
-    "runtime.workers=0", "runtime.precision=fp32",
+    "train.log_every_steps=5", "train.health_every_steps=50", "evaluate.knn=false", "evaluate.analyze=none",
+    "runtime.threads=1", "runtime.workers=0", "runtime.precision=fp32",
 )  # fmt: skip
 BALANCES = {
     "msn": ("msn_small", ("method.focal_size=14",), ("method.me_max=false", "method.use_sinkhorn=false")),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from pydantic import ValidationError
 
@@ -21,6 +22,7 @@ TINY = {
     "pretrain": (
         "data.image_size=32", "model.patch_size=8", "model.embed_dim=16", "model.depth=1", "model.num_heads=2",
         "model.head_dim=8", "train.epochs=1", "train.batch_size=32", "train.lr.milestones=[0.5]", "evaluate.knn=false",
+        "evaluate.analyze=none",
         "runtime.threads=1", "runtime.precision=fp32",
     ),
     "pretrain_sizes": (0, 32),
@@ -121,6 +123,54 @@ def test_other_settings_in_the_same_folder_are_refused(finished: Path) -> None:
     with pytest.raises(ConfigError, match="the first of seeds: got 1"):
         plan_study(tiny(seeds=(1, 0)), finished)
     plan_study(tiny(pretrain=(*TINY["pretrain"], "runtime.threads=2")), finished)
+
+
+def test_other_images_in_the_same_folder_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    few = {"pretrain_sizes": (32,), "intermediates": ("classification",), "finetune_sizes": (4,), "seeds": (0,)}
+    config = tiny(classification_data=str(image_folder), **few)
+    run_study(config, tmp_path / "out")
+    assert plan_study(config, tmp_path / "out").segmentations == (1, 1)
+    sorted(image_folder.rglob("*.png"))[0].unlink()
+    with pytest.raises(DataError, match=r"images \(train\)' holds other images, labels or masks than when the study"):
+        plan_study(config, tmp_path / "out")
+
+
+def test_parts_are_the_same_whether_pretraining_ran_in_this_process(finished: Path, tmp_path: Path) -> None:
+    """Sums of many numbers depend on the number of threads, which pre-training sets for the whole process."""
+    shutil.copytree(finished / "pretrain", tmp_path / "pretrain")
+    found: set[int] = set()
+
+    @contextlib.contextmanager
+    def watching() -> Iterator[OnProgress]:
+        yield lambda words, done, of: found.add(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run_study(tiny(seeds=(0,), finetune_sizes=(4,)), tmp_path, watching=watching)
+    finally:
+        torch.set_num_threads(before)
+    assert found == {1}
+    made = [path.relative_to(tmp_path) for path in tmp_path.rglob("*.safetensors") if "pretrain" not in path.parts]
+    assert len(made) > 8
+    assert all((tmp_path / path).read_bytes() == (finished / path).read_bytes() for path in made)
+
+
+def test_what_was_seen_before_is_in_the_results(finished: Path) -> None:
+    pretrained = json.loads((finished / "segmentation/32-patchwise-4-seed0/viny-segmentation.json").read_text())
+    assert "Pre-training used another set of images than the classified ones, and no labels." in pretrained["notes"]
+    assert not any("has learned labels or masks" in note for note in pretrained["notes"])
+
+
+def test_stages_do_not_learn_from_what_is_tested(tmp_path: Path) -> None:
+    """With images of both splits the stage's own training images would be among those of the test."""
+    plan_study(tiny(own_splits=True, intermediates=("patchwise",)), tmp_path)
+    plan_study(tiny(own_splits=False, intermediates=("none",)), tmp_path)
+    plan_study(tiny(own_splits=False, pretrain_sizes=(0,)), tmp_path)
+    with pytest.raises(ConfigError, match="patchwise_data: the stage would learn from 'bundled:fashion-scenes', and"):
+        plan_study(tiny(own_splits=False, intermediates=("patchwise",)), tmp_path)
+    other = tiny(own_splits=False, classification_data="bundled:fashion", intermediates=("classification",))
+    plan_study(other, tmp_path)
 
 
 def test_pretraining_for_each_seed_makes_runs_of_their_own(tmp_path: Path) -> None:

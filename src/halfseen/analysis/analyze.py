@@ -7,6 +7,7 @@ Writes plain arrays (`NAME.npz` for each encoder, `between.npz`) and `analysis.j
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ from halfseen.ops.randomness import stream_seed, torch_generator
 FORMAT_VERSION = 1
 SUMMARY_FILE = "analysis.json"
 BETWEEN_FILE = "between.npz"
+RANDOM_INIT = "random_init"
+"""Name of the same network with fresh weights."""
 NEIGHBOUR = 128
 """Largest side in pixels at which neighbours are shown."""
 THUMBNAIL = 32
@@ -247,6 +250,16 @@ def chosen_images(source: Source, config: AnalyzeConfig) -> NDArray[np.int64]:
             "Raise it, or use images=N."
         )
     return rows
+
+
+def file_name(text: str, taken: Sequence[str] = ()) -> str:
+    """A short name for an encoder's files and figures out of any text, none of the `taken` ones."""
+    base = re.sub(r"[^\w.+-]+", "_", text).strip("._") or "encoder"
+    reserved = (*taken, Path(SUMMARY_FILE).stem, Path(BETWEEN_FILE).stem, RANDOM_INIT)
+    count = 1
+    while (name := base if count == 1 else f"{base}-{count}") in reserved:
+        count += 1
+    return name
 
 
 class _Work:

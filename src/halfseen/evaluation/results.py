@@ -16,7 +16,7 @@ FeatureKind = Literal["cls", "mean", "cls+mean", "cls-before-norm", "mean-before
 
 
 class EvaluateConfig(BaseModel):
-    """What is measured on the frozen encoder at the end of a run."""
+    """What is measured on the frozen encoder at the end of a run: k-NN, and a look from within."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,6 +70,12 @@ class EvaluateConfig(BaseModel):
     online_max_test: int = Field(
         500, ge=1, description="Most labelled images that are classified during training, a seeded choice."
     )
+    analyze: Literal["none", "quick", "full"] = Field(
+        "quick",
+        description="What `halfseen analyze` writes into the run's folder, for its report, when training ends: quick "
+        "(no noise, t-SNE or figures), full (everything) or none.",
+    )
+    analyze_images: int = Field(64, ge=1, description="Most images that are analysed at the end of a run.")
 
 
 def feature_kind(word: str) -> FeatureKind:

@@ -17,7 +17,7 @@ def demo(quick: bool = False, run_dir: Path | None = None, command: Sequence[str
         quick: a few steps and images only, to see that everything works; its numbers mean nothing.
         run_dir: the run's folder; None makes a new one below runs/.
     """
-    overrides = list(QUICK) if quick else []
+    overrides = list(QUICK) if quick else ["evaluate.analyze=full"]
     if run_dir is not None:
         overrides.append(f"run_dir={run_dir}")
     return run(load_run_config(RECIPE, None, overrides), command=command)

@@ -186,6 +186,7 @@ STUDIES: dict[str, dict[str, object]] = {
             "train.epochs=25",
             "train.lr.milestones=[12,21]",
             "evaluate.knn=false",
+            "evaluate.analyze=none",
             "evaluate.crop_ratio=1.0",
         ),
         "classification": {
@@ -201,7 +202,7 @@ STUDIES: dict[str, dict[str, object]] = {
         "data": "imagenet/train",
         "classification_data": "intel:intel",
         "segmentation_data": "oxford-iiit-pet",
-        "pretrain": ("evaluate.knn=false",),
+        "pretrain": ("evaluate.knn=false", "evaluate.analyze=none"),
         "pretrain_sizes": (0, 45_000, 100_000, 200_000),
         "intermediates": ("none", "classification"),
         "finetune_sizes": (250, 500, 1000, 2000, 4000, 6000),
