@@ -20,9 +20,10 @@ from halfseen.data.label_splits import LabelSplit, draw_label_splits, read_label
 from halfseen.data.sources import Source, open_source
 from halfseen.errors import ConfigError
 from halfseen.evaluation.clustering import ClusterConfig, Head, cluster_protocol
-from halfseen.evaluation.finetuning.config import FinetuneConfig, Protocol, finetune_settings
+from halfseen.evaluation.finetuning.config import FinetuneConfig
 from halfseen.evaluation.finetuning.protocol import FinetuneOutcome
 from halfseen.evaluation.finetuning.protocol import finetune as run_finetune
+from halfseen.evaluation.finetuning.published import Protocol, finetune_settings
 from halfseen.evaluation.knn.protocol import knn_protocol
 from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
 from halfseen.evaluation.linear.protocol import linear_protocol
@@ -220,7 +221,7 @@ def cluster(
     run = find_run(str(encoder))
     kept = ("feature", "resize", "crop_ratio", "batch_size")
     own = {} if run is None else {name: getattr(run.config.evaluate, name) for name in kept}
-    config = load_config(ClusterConfig, [Layer("the run", own)], list(overrides)).config
+    config = load_config(ClusterConfig, [Layer("the run", own, gives_way=True)], list(overrides)).config
     grouped = _own_or(data, run, "data")
     loaded, subject = _open(encoder, run, role, image_size, seed, device, precision, workers, pretrained)
     heads: dict[str, Head] | None = None

@@ -64,6 +64,8 @@ def test_heads_of_student_and_teacher_are_their_own(distilled_run):
     ("words", "sentence"),
     [
         (("--source", "haed"), "Did you mean 'head'?"),
+        (("--source", "head", "--feature", "cls"), "feature: got cls, but it has no effect with source=head"),
+        (("--source", "head", "--last-blocks", "2"), "last_blocks: got 2, but it has no effect with source=head"),
         (("--source", "head"), "'mae' as it was trained here has no head"),
         (("--clusters", "3000"), "3000 clusters of 2000 labelled images can't be made"),
         (("--feature", "meen"), "Did you mean 'mean'?"),

@@ -21,19 +21,21 @@ from halfseen.data.sources import ArraySource
 from halfseen.engine.distributed import Distributed
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError
 from halfseen.evaluation.finetuning.classifier import classifier_from, load_classifier
-from halfseen.evaluation.finetuning.config import (
+from halfseen.evaluation.finetuning.config import FinetuneConfig, check_effects
+from halfseen.evaluation.finetuning.protocol import FinetuneOutcome, finetune
+from halfseen.evaluation.finetuning.published import (
     FINETUNE_PROTOCOLS,
     IMAGE_SIZES,
-    FinetuneConfig,
     Protocol,
     departures,
     finetune_settings,
 )
-from halfseen.evaluation.finetuning.protocol import RANDOM, START, FinetuneOutcome, finetune
+from halfseen.evaluation.finetuning.run import RANDOM, START
 from halfseen.evaluation.finetuning.training import Images, score
 from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import Subject
 from halfseen.ops.pixels import normalise
+from processes import run_two
 
 SIDE = 16
 SHORT = (
@@ -293,6 +295,17 @@ def test_wrong_images_are_sentences(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.processes
+def test_a_fault_that_process_0_alone_sees_ends_all(tmp_path: Path) -> None:
+    for place in range(3):
+        folder = tmp_path / "broken" / f"place {place}"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            (folder / f"{number}.png").write_bytes(b"no picture")
+    said = run_two("evaluation.finetune_processes", str(tmp_path), exit_code=2)
+    assert "none of the 6 images could be read" in said and "Traceback" not in said
+
+
 def test_resuming_another_protocol_or_nothing_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "run", "train.max_steps=2")
     with pytest.raises(CheckpointError, match="finetune"):
@@ -323,6 +336,31 @@ def test_resuming_another_protocol_or_nothing_is_refused(tmp_path: Path) -> None
 def test_wrong_settings_are_sentences(words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         prepare(None, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["window_size=4"], "window_size: got 4, but it has no effect with an encoder that is no Swin"),
+        (["decay_bias_tables=true"], "decay_bias_tables: got true, but it has no effect with an encoder that is no"),
+        (["fresh_norm=true"], "fresh_norm: got true, but it has no effect with feature=mean-then-norm"),
+    ],
+)
+def test_what_a_vit_has_not_is_a_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        run(tmp_path / "run", *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_protocol_prescribes_for_all_encoders_is_no_fault() -> None:
+    _, loaded, settings = prepare(None, protocol="localmim-finetune", short=False)
+    assert loaded.config.fresh_norm
+    check_effects(loaded.config, encoder(), settings.settings)
+    swin = encoder("swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 2), patch_size=4)
+    _, loaded, settings = prepare(None, "fresh_norm=true", "window_size=2", "decay_bias_tables=true", start=swin)
+    check_effects(loaded.config, swin, settings.settings)
+    _, loaded, settings = prepare(None, "fresh_norm=true", "feature=cls")
+    check_effects(loaded.config, encoder(), settings.settings)
 
 
 def test_an_unknown_protocol_and_a_missing_class_token() -> None:

@@ -24,7 +24,11 @@ from halfseen.evaluation.intermediate.config import (
     IntermediateConfig,
     intermediate_settings,
 )
-from halfseen.evaluation.intermediate.stages import StageResult, intermediate_stage, keep_encoder, with_class_token
+from halfseen.evaluation.intermediate.models import with_class_token
+from halfseen.evaluation.intermediate.protocol import intermediate_stage
+from halfseen.evaluation.intermediate.saved import StageResult, keep_encoder
+from halfseen.evaluation.segmentation.config import SegmentationConfig
+from halfseen.evaluation.segmentation.protocol import segmentation_protocol
 from halfseen.evaluation.statements import Split
 from parity.discovery import load_arrays, parity_files, state_under
 
@@ -231,16 +235,6 @@ def test_without_test_images_the_result_says_so(train: Split, tmp_path: Path) ->
     assert result.split == "train" and set(result.data) == {"train"}
 
 
-def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
-    known = stripes(64, 0).source
-    shuffled = ArraySource(
-        "shuffled", known.images, np.random.default_rng(0).permutation(known.labels), known.class_names
-    )
-    found = run(Split(shuffled, "train"), tmp_path, settings(epochs=4), stripes(200, 1))
-    low, high = found.result.confidence_interval["encoder"]
-    assert low < 100 and (low <= 50 <= high or found.result.metrics["top1"] in (0.0, 50.0))
-
-
 def test_whose_labels_were_learned_is_handed_on(tmp_path: Path) -> None:
     train = stripes(12, 0)
     subject, _ = subject_of(encoder_of(), None, taught_on=("before",))
@@ -248,6 +242,18 @@ def test_whose_labels_were_learned_is_handed_on(tmp_path: Path) -> None:
     keep_encoder(subject, tmp_path / "kept")
     assert {"before", train.source.fingerprint()} <= set(load_encoder(tmp_path / "stage").taught_on)
     assert load_encoder(tmp_path / "kept").taught_on == ("before",)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["learned", "others"])
+def test_a_segmentation_says_whether_masks_of_its_test_images_were_learned(
+    own: bool, train: Split, test: Split, tmp_path: Path
+) -> None:
+    run(test if own else train, tmp_path / "stage", settings("patchwise", epochs=1))
+    loaded = load_encoder(tmp_path / "stage")
+    subject, rest = subject_of(loaded.encoder, None, taught_on=loaded.taught_on)
+    quick = SegmentationConfig.model_validate({"epochs": 1})
+    result = segmentation_protocol(subject, train, Split(test.source.subset(np.arange(10)), "test"), quick, **rest)
+    assert any("has learned labels or masks" in note for note in result.notes) is own
 
 
 def test_the_encoder_can_be_kept_beside_its_descendants(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import open_source
 from halfseen.data.transforms import cut_views
 from halfseen.errors import ConfigError, DataError
-from halfseen.evaluation.linear import protocol as linear_protocol_module
 from halfseen.evaluation.features import EncoderFeatures, RawPixels, extract_features
+from halfseen.evaluation.linear import protocol as linear_protocol_module
 from halfseen.evaluation.linear.config import LINEAR_PROTOCOLS, LinearConfig, linear_protocol_settings
 from halfseen.evaluation.linear.probes import linear_probe
 from halfseen.evaluation.linear.protocol import linear_protocol, training_views

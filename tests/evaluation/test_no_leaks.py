@@ -23,10 +23,11 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.config.load import Layer, load_config
 from halfseen.data.label_splits import draw_label_splits
 from halfseen.data.sources import ArraySource
-from halfseen.evaluation.finetuning.config import FinetuneConfig, finetune_settings
+from halfseen.evaluation.finetuning.config import FinetuneConfig
 from halfseen.evaluation.finetuning.protocol import finetune
-from halfseen.evaluation.intermediate.config import IntermediateConfig
-from halfseen.evaluation.intermediate.stages import intermediate_stage
+from halfseen.evaluation.finetuning.published import finetune_settings
+from halfseen.evaluation.intermediate.config import IntermediateConfig, intermediate_settings
+from halfseen.evaluation.intermediate.protocol import intermediate_stage
 from halfseen.evaluation.knn.protocol import knn_protocol
 from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
 from halfseen.evaluation.linear.protocol import linear_protocol
@@ -258,26 +259,39 @@ SEGMENTATIONS: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
+STAGE = "viny-spatial"
+"""The intermediate stage that learns from masks, too."""
+
+
 def segmented(protocol: str, train: Quarters, test: Quarters, folder: Path) -> Result:
+    if protocol == STAGE:
+        quick = {"epochs": 12, "batch_size": 16, "lr": 1e-2, "contrast": 0.0}
+        stage = IntermediateConfig.model_validate(intermediate_settings(protocol) | quick)
+        return intermediate_stage(subject(), Split(train, "train"), Split(test, "test"), stage, out=folder).result
     config = SegmentationConfig.model_validate(segmentation_settings(protocol) | SEGMENTATIONS[protocol])
     return segmentation_protocol(subject(), Split(train, "train"), Split(test, "test"), config, run_dir=folder)
 
 
-@pytest.mark.parametrize("protocol", SEGMENTATIONS)
+def accuracy(result: Result) -> float:
+    """Share of pixels, or of patches."""
+    return result.metrics["top1_test" if result.protocol == STAGE else "accuracy"]
+
+
+@pytest.mark.parametrize("protocol", [*SEGMENTATIONS, STAGE])
 def test_shuffled_masks_teach_nothing(protocol: str, tmp_path: Path) -> None:
     train, test = Quarters(60, seed=1), Quarters(40, seed=2)
-    honest = segmented(protocol, train, test, tmp_path / "honest").metrics["accuracy"]
+    honest = accuracy(segmented(protocol, train, test, tmp_path / "honest"))
     found = []
     for seed in range(SHUFFLES):
         train.kinds = np.random.default_rng(seed).permuted(train.kinds.flatten()).reshape(train.kinds.shape)
-        found.append(segmented(protocol, train, test, tmp_path / str(seed)).metrics["accuracy"])
+        found.append(accuracy(segmented(protocol, train, test, tmp_path / str(seed))))
     chance, draws = 1 / NUM_PIXEL_CLASSES, NUM_PIXEL_CLASSES * SHUFFLES
     bound = 100 * (chance + 3.5 * (chance * (1 - chance) / draws) ** 0.5)
     assert honest > 80 > 1.5 * bound
     assert np.mean(found) < bound, found
 
 
-@pytest.mark.parametrize("protocol", SEGMENTATIONS)
+@pytest.mark.parametrize("protocol", [*SEGMENTATIONS, STAGE])
 def test_test_masks_change_no_weight(protocol: str, tmp_path: Path) -> None:
     train, test = Quarters(24, seed=1), Quarters(10, seed=2)
     other = Quarters(10, seed=3)

@@ -20,12 +20,10 @@ from halfseen.data.sources import JoinedSource, SubsetSource, open_source
 from halfseen.errors import CheckpointError, ConfigError, DataError, ShapeError, WeightsError
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.segmentation.config import SEGMENTATION_PROTOCOLS, SegmentationConfig, segmentation_settings
-from halfseen.evaluation.segmentation.protocol import (
-    bootstrap_interval,
-    load_trained,
-    measure_again,
-    segmentation_protocol,
-)
+from halfseen.evaluation.segmentation.protocol import measure_again, segmentation_protocol
+from halfseen.evaluation.segmentation.saved import load_trained
+from halfseen.evaluation.segmentation.scores import bootstrap_interval
+from halfseen.evaluation.segmentation.task import prepare_task
 from halfseen.evaluation.statements import Split
 
 VINY = ModelConfig.model_validate(
@@ -223,8 +221,6 @@ def test_every_setting_of_the_vote_changes_something(change: dict[str, object], 
 
 def test_the_sizes_of_the_published_splits_and_a_test_split_that_stays(scenes: dict[str, Split]) -> None:
     def files(train_size: int, fixed: bool) -> tuple[list[str], list[str]]:
-        from halfseen.evaluation.segmentation.protocol import prepare_task
-
         config = settings("knn-segmentation", train_size=train_size, test_size=6, fixed_test_split=fixed)
         task = prepare_task(scenes["train"], scenes["test"], config, 0)
         return tuple([part.source.path(i) for i in range(len(part.source))] for part in (task.train, task.test))

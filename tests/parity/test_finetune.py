@@ -17,7 +17,7 @@ from halfseen.backbones.weights import import_checkpoint
 from halfseen.engine.config import LearningRateConfig, TrainConfig
 from halfseen.engine.optim import LearningRate
 from halfseen.evaluation.finetuning.classifier import Classifier, classifier_from
-from halfseen.evaluation.finetuning.config import finetune_settings
+from halfseen.evaluation.finetuning.published import finetune_settings
 from parity.discovery import companion, load_arrays, parity_files, state_under
 from parity.localmim_images import prepare
 from parity.localmim_weights import setting

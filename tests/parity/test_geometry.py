@@ -11,7 +11,7 @@ from halfseen.analysis.geometry import TokenGeometry, similarity_maps, train_pat
 from halfseen.backbones.weights import import_checkpoint
 from halfseen.engine.optim import build_optimizer, parameter_groups
 from halfseen.evaluation.intermediate.config import IntermediateConfig, intermediate_settings
-from halfseen.evaluation.intermediate.stages import PatchwiseStage
+from halfseen.evaluation.intermediate.models import PatchwiseStage
 from halfseen.ops.patch_labels import class_fractions, majority_labels, patch_histogram, reference_patches
 from parity.discovery import load_arrays, parity_files, state_under
 from parity.reference_names import ReferenceNames

@@ -13,7 +13,8 @@ from halfseen.data.resident import flip_some, read_resident
 from halfseen.data.sources import open_source
 from halfseen.data.subsets import draw_train_and_test
 from halfseen.evaluation.segmentation.config import SegmentationConfig
-from halfseen.evaluation.segmentation.protocol import load_trained, measure_again
+from halfseen.evaluation.segmentation.protocol import measure_again
+from halfseen.evaluation.segmentation.saved import load_trained
 from halfseen.evaluation.statements import Split
 from halfseen.ops.pixels import normalise
 from halfseen.ops.segmentation import dataset_class_iou, image_scores, pixel_confusion

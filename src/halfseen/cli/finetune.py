@@ -16,8 +16,9 @@ from halfseen.errors import ConfigError, HalfseenError
 if TYPE_CHECKING:
     from halfseen.backbones.base import Encoder
     from halfseen.config.load import Loaded
-    from halfseen.evaluation.finetuning.config import FinetuneConfig, Protocol
+    from halfseen.evaluation.finetuning.config import FinetuneConfig
     from halfseen.evaluation.finetuning.protocol import FinetuneOutcome
+    from halfseen.evaluation.finetuning.published import Protocol
     from halfseen.evaluation.subject import Subject
 
 
@@ -145,8 +146,9 @@ def _sorted(words: list[str]) -> tuple[str | None, list[str]]:
 def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
     """A run that goes on, with the encoders it has kept."""
     from halfseen.backbones.weights import load_encoder
-    from halfseen.evaluation.finetuning.config import FinetuneConfig, finetune_settings
-    from halfseen.evaluation.finetuning.protocol import RANDOM, START
+    from halfseen.evaluation.finetuning.config import FinetuneConfig
+    from halfseen.evaluation.finetuning.published import finetune_settings
+    from halfseen.evaluation.finetuning.run import RANDOM, START
     from halfseen.evaluation.subject import Subject
 
     changes = changes if name is None else [override("protocol", name), *changes]

@@ -80,7 +80,8 @@ def command(
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.intermediate.config import UNCHANGED
-    from halfseen.evaluation.intermediate.stages import intermediate_stage, keep_encoder
+    from halfseen.evaluation.intermediate.protocol import intermediate_stage
+    from halfseen.evaluation.intermediate.saved import keep_encoder
     from halfseen.evaluation.statements import Split
 
     forward = forward_settings(device, precision, run)

@@ -135,7 +135,8 @@ def command(
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.engine.folder import open_folder
-    from halfseen.evaluation.segmentation.protocol import prepare_task, segmentation_protocol
+    from halfseen.evaluation.segmentation.protocol import segmentation_protocol
+    from halfseen.evaluation.segmentation.task import prepare_task
 
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
     learned, tested = segmentation_splits(trained_on, test, run, loaded.encoder.image_size)
@@ -173,7 +174,8 @@ def _measure(
         ConfigError: settings given for a model that has its own.
     """
     from halfseen.evaluate import segmentation_splits
-    from halfseen.evaluation.segmentation.protocol import load_trained, measure_again
+    from halfseen.evaluation.segmentation.protocol import measure_again
+    from halfseen.evaluation.segmentation.saved import load_trained
 
     if path.is_dir() and changes:
         raise ConfigError(
@@ -189,8 +191,8 @@ def _measure(
 def _show_folder(folder: Path) -> None:
     """Draw the examples and say what lies in the folder."""
     from halfseen.cli.inputs import console
-    from halfseen.evaluation.segmentation.protocol import EXAMPLES
-    from halfseen.reports.figures import draw_segmentation
+    from halfseen.evaluation.segmentation.saved import EXAMPLES
+    from halfseen.reports.figures.pictures import draw_segmentation
 
     screen = console()
     screen.print(f"Examples: {draw_segmentation(folder / EXAMPLES)}", soft_wrap=True)

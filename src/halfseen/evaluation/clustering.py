@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,6 +26,7 @@ from halfseen.evaluation.metrics import ClusterScores, best_one_to_one, cluster_
 from halfseen.evaluation.results import FeatureKind, Result
 from halfseen.evaluation.statements import Split, compare, confusion_of, per_class, what_was_seen
 from halfseen.evaluation.subject import OnProgress, Subject
+from halfseen.idle import Need, refuse_idle
 from halfseen.ops.randomness import stream_seed
 
 MINIBATCH_SIZE = 4096
@@ -78,6 +79,12 @@ class ClusterConfig(BaseModel):
         description="Side of the centre crop over the resized shorter side, no unit; 224/256 for iBOT.",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
+
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> "ClusterConfig":
+        chosen = self.source == "features"
+        refuse_idle(self, [Need(key, chosen, "source=head") for key in ("feature", "last_blocks")])
+        return self
 
 
 class _Grouping(NamedTuple):

@@ -1,23 +1,26 @@
 """Training on data that stays on the device: the engine's loop with a folder, a journal, and a start where it ended.
 
-What fine-tunings and heads of a few thousand images share.
+What fine-tunings and heads of a few thousand images share, from reading the images on.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from halfseen.backbones.base import Encoder
+from halfseen.data.resident import Resident, ResidentResize, read_resident
 from halfseen.engine.checkpoint import Identity, latest_checkpoint
 from halfseen.engine.config import RuntimeConfig, TrainConfig
 from halfseen.engine.journal import METRICS, open_journal
 from halfseen.engine.loop import StepLoader, Trainable, fit
 from halfseen.engine.terminal import SilentTerminal
+from halfseen.evaluation.statements import Split
 from halfseen.evaluation.subject import OnProgress, Subject
 from halfseen.types import GroupKey, Progress
 
@@ -72,6 +75,34 @@ def resident_settings(
             "log_every_steps": min(steps_per_epoch, MOST_LOG_STEPS),
             "health_every_steps": None,
         }
+    )
+
+
+def read_images(
+    subject: Subject,
+    split: Split,
+    image_size: int,
+    *,
+    masks: bool,
+    resize: ResidentResize,
+    words: str,
+    on_progress: OnProgress | None,
+) -> Resident:
+    """All images of a split, with their masks if asked for, where the subject computes.
+
+    Args:
+        words: which images these are, for the progress.
+    Raises:
+        DataError: see `read_resident`.
+    """
+    return read_resident(
+        split.source,
+        image_size,
+        masks=masks,
+        resize=resize,
+        device=subject.device,
+        workers=subject.workers,
+        on_progress=None if on_progress is None else partial(on_progress, f"reading {words}"),
     )
 
 

@@ -6,7 +6,7 @@ images each of them classifies rightly.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from halfseen.data.sources import Source
 from halfseen.errors import DataError
-from halfseen.evaluation.features import FeatureSet, draw_subset
+from halfseen.evaluation.features import draw_subset
 from halfseen.evaluation.metrics import confusion_matrix
 from halfseen.evaluation.results import ClassResult, SplitUsed
 from halfseen.ops.randomness import numpy_generator
+from halfseen.types import SkippedFile
 
 TEST_SHARE = 0.2
 """Share of each class that becomes the test split where the data has one split only."""
@@ -27,19 +28,35 @@ CONFUSION_CLASSES = 50
 """Up to this many classes a result carries its confusion counts."""
 
 
+class LookedAt(Protocol):
+    """Images that could be read: `FeatureSet` and `Resident` are such."""
+
+    @property
+    def labels(self) -> Int64[Tensor, " n"]:
+        """Of each image, -1 = none."""
+
+    @property
+    def skipped(self) -> tuple[SkippedFile, ...]:
+        """Files that couldn't be read."""
+
+
 class Split(NamedTuple):
     """A source and the name of the split it is."""
 
     source: Source
     name: str
 
-    def used(self, found: FeatureSet) -> SplitUsed:
-        """For the record: the images of it whose features were computed."""
+    def used(self, found: LookedAt, by_masks: bool = False) -> SplitUsed:
+        """For the record: the images of it that were looked at.
+
+        Args:
+            by_masks: labels are masks, which every image has.
+        """
         return SplitUsed(
             source=self.source.name,
             split=self.name,
             n=len(found.labels),
-            labelled=int((found.labels >= 0).sum()),
+            labelled=len(found.labels) if by_masks else int((found.labels >= 0).sum()),
             fingerprint=self.source.fingerprint(),
             skipped=len(found.skipped),
         )
@@ -194,6 +211,18 @@ def what_was_seen(
                 "high."
             )
     return sentences
+
+
+class Ranked(Protocol):
+    """Images that were classified."""
+
+    def top(self, n: int) -> float:
+        """Share of images whose true class is among the first `n`, in percent."""
+
+
+def top_metrics(scored: Ranked, num_classes: int) -> dict[str, float]:
+    """`top1`, and `top5` where there are more than five classes."""
+    return {f"top{depth}": round(scored.top(depth), 4) for depth in ((1, 5) if num_classes > 5 else (1,))}
 
 
 def per_class(

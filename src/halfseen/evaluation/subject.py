@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 from halfseen.backbones.base import Encoder
 from halfseen.evaluation.features import EncoderFeatures, Extractor, Precision, RawPixels
 from halfseen.evaluation.results import FeatureKind
+from halfseen.ops.pixels import Channels
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what is being done, done, all)."""
+
+RAW_MEAN, RAW_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+"""Of pixels that are shown to an encoder as they are, on the scale 0 to 1."""
 
 WITHOUT_RANDOM = "Without the random-initialisation baseline: this network can't be built anew."
 
@@ -50,6 +54,13 @@ class Subject:
     def size(self) -> int:
         """Side of the views in pixels."""
         return self.encoder.image_size if self.image_size is None else self.image_size
+
+    def normalisation(self, removed: bool) -> tuple[Channels, Channels]:
+        """Mean and spread to remove from pixels in [0, 1]: what the encoder expects, or nothing."""
+        if not removed:
+            return RAW_MEAN, RAW_STD
+        (red, green, blue), (red_spread, green_spread, blue_spread) = self.mean, self.std
+        return (red, green, blue), (red_spread, green_spread, blue_spread)
 
     @property
     def notes(self) -> list[str]:

@@ -51,6 +51,7 @@ from halfseen.evaluation.statements import (
     in_classes_of,
     labelled_rows_of,
     per_class,
+    top_metrics,
     what_was_seen,
 )
 from halfseen.evaluation.subject import OnProgress, Subject
@@ -172,7 +173,7 @@ def linear_protocol(
 
     own = scores["encoder"]
     right = {name: (score.rank == 0).double() for name, score in scores.items()}
-    metrics = {name: _metrics(score, len(class_names)) for name, score in scores.items()}
+    metrics = {name: top_metrics(score, len(class_names)) for name, score in scores.items()}
     notes += _departures(config, subject.encoder)
     notes += _about_choice(config, own, min(config.batch_size, n_train))
     notes += compare(right)
@@ -317,10 +318,6 @@ def _hidden(held: Bool[Tensor, " n"], batches: Sequence[Batch]) -> Bool[Tensor, 
     asked = torch.cat([batch.index for batch in batches])
     shown = torch.tensor([stand_ins.get(index, index) for index in asked.tolist()])
     return held[asked] | held[shown]
-
-
-def _metrics(score: LinearScore, num_classes: int) -> dict[str, float]:
-    return {f"top{depth}": round(score.top(depth), 4) for depth in ((1, 5) if num_classes > 5 else (1,))}
 
 
 def _protocol_text(config: LinearConfig) -> str:

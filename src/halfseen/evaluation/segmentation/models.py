@@ -20,14 +20,12 @@ from halfseen.errors import ShapeError, WeightsError
 from halfseen.evaluation.features import Precision
 from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.resident_training import OneGroup
+from halfseen.evaluation.subject import RAW_MEAN, RAW_STD
 from halfseen.ops.patches import patchify
 from halfseen.ops.pixels import Channels, normalise
 from halfseen.ops.randomness import stream_seed
 from halfseen.ops.segmentation import ClassSoftmax, class_map, pixel_labels, pixel_scores, segmentation_loss
 from halfseen.types import Batch, Progress, StepOutput
-
-RAW_MEAN, RAW_STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-"""Of pixels that are shown to an encoder as they are, on the scale 0 to 1."""
 
 
 class Segmenter(Protocol):
