@@ -11,8 +11,15 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="The file to write; RUN/report.html, or ./comparison.html for several runs.")
     ] = None,
+    analysis: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="What `halfseen analyze` wrote, for instance of several runs at once; RUN/analysis if left out.",
+        ),
+    ] = None,
 ) -> None:
-    """Write a self-contained HTML page: results with baselines, curves, pictures, settings.
+    """Write a self-contained HTML page: results with baselines, curves, pictures, what the encoder sees, settings.
 
     Example: halfseen report runs/demo
     """
@@ -20,5 +27,5 @@ def command(
 
     if out is None and len(runs) > 1:
         out = Path("comparison.html")
-    path = write_report(runs, out)
+    path = write_report(runs, out, analysis)
     typer.echo(f"Written: {path}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from halfseen.errors import CheckpointError
 
@@ -42,6 +42,7 @@ class AnalyzedData(BaseModel):
     source: str
     split: str = ""
     n: int
+    fingerprint: str = ""
 
 
 class AnalysisSummary(BaseModel):
@@ -54,6 +55,7 @@ class AnalysisSummary(BaseModel):
     class_names: list[str] = Field(default_factory=list)
     between: str | None = None
     notes: list[str] = Field(default_factory=list)
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
     seed: int = 0
 
 
@@ -85,9 +87,11 @@ class AnalysisFiles:
         return [each for each in self.encoders if array in each.arrays]
 
 
-def read_analysis(summary: Path) -> AnalysisFiles:
+def read_analysis(summary: Path, problems: list[str] | None = None) -> AnalysisFiles:
     """An analysis from its `analysis.json` (or the folder that holds it).
 
+    Args:
+        problems: where sentences about arrays that can't be read go; what is whole is read then. None = they raise.
     Raises:
         CheckpointError: a file that is missing or can't be read.
     """
@@ -101,14 +105,19 @@ def read_analysis(summary: Path) -> AnalysisFiles:
         ) from error
     folder = path.parent
     # Names come from a file that may be anybody's: they never lead out of its folder.
-    encoders = [AnalyzedEncoderFiles(row, _read(folder / Path(row.file).name)) for row in found.encoders]
-    between = {} if found.between is None else _read(folder / Path(found.between).name)
-    return AnalysisFiles(folder, found, encoders, between)
+    read = [(row, _read(folder / Path(row.file).name, problems)) for row in found.encoders]
+    encoders = [AnalyzedEncoderFiles(row, arrays) for row, arrays in read if arrays is not None]
+    between = None if found.between is None else _read(folder / Path(found.between).name, problems)
+    return AnalysisFiles(folder, found, encoders, between or {})
 
 
-def _read(path: Path) -> Arrays:
+def _read(path: Path, problems: list[str] | None) -> Arrays | None:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"'{path}' can't be read: {error}. Run `halfseen analyze` again.") from error
+        sentence = f"'{path}' can't be read: {error}. Run `halfseen analyze` again."
+        if problems is None:
+            raise CheckpointError(sentence) from error
+        problems.append(sentence)
+        return None

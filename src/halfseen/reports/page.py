@@ -14,8 +14,11 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from halfseen.errors import DataError
+from halfseen.reports.analysis_files import read_analysis
 from halfseen.reports.curves import FROM_ZERO, build_charts
 from halfseen.reports.gallery import Gallery, build_gallery
+from halfseen.reports.inside.looked_at import Inside, gather
+from halfseen.reports.inside.view import view_inside
 from halfseen.reports.runfiles import Finding, Json, RunFiles, SkippedEntry, read_run
 from halfseen.reports.scores import (
     Card,
@@ -27,6 +30,7 @@ from halfseen.reports.scores import (
     primary_words,
     view_evaluation,
 )
+from halfseen.reports.segmentation import SegmentationView, view_segmentation
 from halfseen.reports.tables import duration_words, subject, visible
 
 MOST_SKIPPED = 500
@@ -70,6 +74,7 @@ class RunView(NamedTuple):
     findings: list[Finding]
     problems: list[str]
     gallery: Gallery | None
+    segmentation: SegmentationView | None
     evaluations: list[EvaluationView]
     skipped: list[SkippedEntry]
     skipped_count: int
@@ -79,20 +84,27 @@ class RunView(NamedTuple):
     data: list[KeyValue]
 
 
-def write_report(run_dir: Path | Sequence[Path], out: Path | None = None) -> Path:
+def write_report(run_dir: Path | Sequence[Path], out: Path | None = None, analysis: Path | None = None) -> Path:
     """Write the report of one run, or one that compares several.
 
     Args:
         out: the file to write; None = `report.html` in the (first) run's folder, `comparison.html` for several.
+        analysis: the folder of an analysis to show; None = those that lie in the runs' own folders.
     Returns:
         The written file.
     Raises:
         DataError: if a folder isn't a run.
+        CheckpointError: if `analysis` was given and can't be read.
     """
     folders = [run_dir] if isinstance(run_dir, Path) else list(run_dir)
     if not folders:
         raise DataError("report: no run was given. Give at least one folder that `halfseen pretrain` wrote.")
-    page = render([read_run(folder) for folder in folders])
+    runs = [read_run(folder) for folder in folders]
+    if analysis is not None:
+        read_analysis(analysis, [])
+    names = _distinct_names(runs)
+    looked_at = gather([(name, run.folder) for name, run in zip(names, runs, strict=True)], analysis)
+    page = render(runs, looked_at)
     if out is None:
         out = folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +114,7 @@ def write_report(run_dir: Path | Sequence[Path], out: Path | None = None) -> Pat
     return out
 
 
-def render(runs: Sequence[RunFiles]) -> str:
+def render(runs: Sequence[RunFiles], looked_at: Inside) -> str:
     """The page as text."""
     loader = PackageLoader("halfseen.reports", "templates")
     jinja = Environment(
@@ -110,13 +122,15 @@ def render(runs: Sequence[RunFiles]) -> str:
     )
     names = _distinct_names(runs)
     charts = build_charts(runs, names)
+    views = [_view(run, name) for run, name in zip(runs, names, strict=True)]
     return jinja.get_template("report.html").render(
         title=visible(names[0] if len(runs) == 1 else " / ".join(names)),
-        runs=[_view(run, name) for run, name in zip(runs, names, strict=True)],
+        runs=views,
         charts=charts,
         overview=overview(
             [(name, result) for run, name in zip(runs, names, strict=True) for result in run.evaluations]
         ),
+        inside=view_inside(looked_at),
         curves={
             chart.key: {
                 "x": "epoch",
@@ -157,6 +171,7 @@ def _view(run: RunFiles, name: str) -> RunView:
         findings=run.findings,
         problems=run.problems,
         gallery=None if run.pictures is None else build_gallery(run.pictures),
+        segmentation=None if run.segmentation is None else view_segmentation(run.segmentation),
         evaluations=[view_evaluation(result) for result in run.evaluations],
         skipped=[SkippedEntry(visible(entry.path), visible(entry.reason)) for entry in skipped[:MOST_SKIPPED]],
         skipped_count=len(skipped),

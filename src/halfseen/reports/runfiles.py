@@ -130,6 +130,7 @@ class RunFiles:
         findings: health sentences, the newest of each kind, in the order of their steps.
         evaluations: by protocol name.
         pictures: reconstructions, if there are any.
+        segmentation: example images of a segmentation, if there are any.
     """
 
     name: str
@@ -142,6 +143,7 @@ class RunFiles:
     findings: list[Finding]
     evaluations: list[Evaluation]
     pictures: PictureSet | None
+    segmentation: SegmentationSet | None
     problems: list[str] = field(default_factory=list)
 
     def setting(self, dotted: str) -> Json:
@@ -194,6 +196,7 @@ def read_run(folder: Path) -> RunFiles:
         findings=read_findings(folder / "metrics.jsonl", folder / "health.jsonl"),
         evaluations=_read_evaluations(folder / "evaluations", problems),
         pictures=_read_pictures(folder / "figures" / "reconstruction.npz", problems),
+        segmentation=_read_segmentation(folder / "figures" / "segmentation_example.npz", problems),
         problems=problems,
     )
 
@@ -294,6 +297,16 @@ def read_segmentation(path: Path) -> SegmentationSet:
             return SegmentationSet(**{name: arrays[name] for name in SegmentationSet._fields})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"'{path}' holds no examples of a segmentation ({type(error).__name__}).") from None
+
+
+def _read_segmentation(path: Path, problems: list[str]) -> SegmentationSet | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_segmentation(path)
+    except CheckpointError:
+        problems.append(f"figures/{path.name} can't be read; left out.")
+        return None
 
 
 def _read_text(path: Path) -> str:

@@ -1,5 +1,4 @@
-"use strict";
-(() => {
+{
   const charts = JSON.parse(document.getElementById("curves").textContent);
   const SVG = "http://www.w3.org/2000/svg";
   const make = (name, attributes, text) => {
@@ -134,15 +133,4 @@
     new ResizeObserver(render).observe(svg);
   };
   document.querySelectorAll("[data-chart]").forEach((figure) => draw(figure, charts[figure.dataset.chart]));
-
-  for (const slider of document.querySelectorAll("input[data-ratios]")) {
-    const shares = slider.dataset.ratios.split(" ");
-    const gallery = slider.closest(".gallery");
-    slider.addEventListener("input", () => {
-      const share = shares[Number(slider.value)];
-      slider.setAttribute("aria-valuetext", `${share} hidden`);
-      gallery.querySelector("output").textContent = share;
-      for (const set of gallery.querySelectorAll("[data-set]")) set.hidden = set.dataset.set !== slider.value;
-    });
-  }
-})();
+}

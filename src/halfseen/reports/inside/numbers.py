@@ -1,0 +1,157 @@
+"""The numbers of an analysis that stand for all, in words, and its notes as sentences."""
+
+from typing import NamedTuple
+
+from halfseen.reports.inside.looked_at import Inside
+from halfseen.reports.tables import visible
+
+
+class Words(NamedTuple):
+    """A number in words; `unit` is empty for shares and ratios, `percent` shows a share as percent."""
+
+    text: str
+    unit: str = ""
+    percent: bool = False
+
+
+GROUPS: dict[str, dict[str, Words]] = {
+    "Attention": {
+        "attention_distance_first": Words("attention distance, first block", "px"),
+        "attention_distance_last": Words("attention distance, last block", "px"),
+        "attention_distance_uniform": Words("the same if attention were uniform", "px"),
+        "attention_information_first": Words("mutual information of queries and keys, first block"),
+        "attention_information_last": Words("mutual information of queries and keys, last block"),
+    },
+    "Layers": {
+        "high_frequency_last": Words("log amplitude at the highest frequency, last block"),
+        "variance_last": Words("variance over the patches, last block"),
+        "spectrum_change_last": Words("change of log singular values by the last attention"),
+        "cka_first_last": Words("CKA of the first and the last block's tokens"),
+        "layer_probe_best": Words("linear probe of the best layer, held-out images", "%", True),
+        "layer_probe_last": Words("linear probe of the last layer, held-out images", "%", True),
+    },
+    "Patch tokens": {
+        "variance_within": Words("variance within images"),
+        "variance_across": Words("variance across images"),
+        "variance_total": Words("variance, total"),
+        "cosine_at_1": Words("cosine of neighbouring patches"),
+        "cosine_least": Words("smallest mean cosine at any distance"),
+        "probe_held_out": Words("patch probe, held-out images", "%", True),
+        "probe_train": Words("patch probe, the patches it learned", "%", True),
+        "probe_most_frequent": Words("the same by always naming the commonest class", "%", True),
+    },
+    "Features of images": {
+        "rankme_mean": Words("RankMe of mean tokens"),
+        "rankme_cls": Words("RankMe of class tokens"),
+        "alpha_req_mean": Words("alpha-ReQ of mean tokens"),
+        "alpha_req_cls": Words("alpha-ReQ of class tokens"),
+        "lidar": Words("LiDAR"),
+        "noise_agreement_low": Words("cosine to the clean image under low-frequency noise"),
+        "noise_agreement_high": Words("cosine to the clean image under high-frequency noise"),
+    },
+    "Half-seen images": {
+        "agreement_least": Words("cosine to the whole image at the largest mask ratio"),
+        "own_first_least": Words("own image is the nearest at the largest mask ratio", "%", True),
+        "shared_neighbours": Words("neighbours that all masks share", "%", True),
+        "average_distance": Words("distance of hidden pixels to the nearest visible one", "px"),
+        "psnr_pixel_masked": Words("PSNR, hidden pixels", "dB"),
+        "psnr_pixel_composite": Words("PSNR, prediction pasted in", "dB"),
+        "psnr_pixel_all": Words("PSNR, whole prediction", "dB"),
+        "psnr_normalized_all": Words("PSNR, KAMIM's convention", "dB"),
+        "ssim_pixel_masked": Words("SSIM, hidden pixels"),
+        "ssim_pixel_composite": Words("SSIM, prediction pasted in"),
+        "ssim_pixel_all": Words("SSIM, whole prediction"),
+        "ssim_normalized_all": Words("SSIM, KAMIM's convention"),
+    },
+}
+"""The numbers by the question that they answer."""
+WORDS = {key: words for group in GROUPS.values() for key, words in group.items()}
+TOPICS = {
+    "attention": "Attention",
+    "fourier": "Frequencies",
+    "spectra": "Singular values",
+    "cka": "CKA",
+    "geometry": "Geometry of patches",
+    "similarity": "Similarities",
+    "embedding": "Points of the plane",
+    "rank": "Effective ranks",
+    "layers": "Probes of layers",
+    "probe": "Patch probe",
+    "masking": "Masked queries",
+    "noise": "Noise",
+    "reconstruction": "Reconstructions",
+}
+
+
+class NumberRow(NamedTuple):
+    """A number of every encoder, empty where it has none."""
+
+    words: str
+    cells: list[str]
+
+
+class NumberGroup(NamedTuple):
+    """The numbers of one question."""
+
+    title: str
+    rows: list[NumberRow]
+
+
+class Note(NamedTuple):
+    """A sentence of the analysis: on what, of whom (empty = of all encoders)."""
+
+    topic: str
+    whose: str
+    sentence: str
+
+
+def number_groups(inside: Inside) -> list[NumberGroup]:
+    """The table; numbers without words of their own come last, under their own names."""
+    known = [each.files.row.numbers for each in inside.encoders]
+    other = sorted({key for numbers in known for key in numbers} - WORDS.keys())
+    groups = {**GROUPS, "More": {key: Words(key.replace("_", " ")) for key in other}}
+    found = []
+    for title, keys in groups.items():
+        rows = []
+        for key, words in keys.items():
+            if any(numbers.get(key) is not None for numbers in known):
+                unit = f" ({words.unit})" if words.unit else ""
+                rows.append(NumberRow(f"{visible(words.text)}{unit}", [_cell(each.get(key), words) for each in known]))
+        if rows:
+            found.append(NumberGroup(title, rows))
+    return found
+
+
+def number_text(key: str, value: float) -> str:
+    """A number with its unit."""
+    words = WORDS[key]
+    return f"{_cell(value, words)}{' ' + words.unit if words.unit else ''}"
+
+
+def _cell(value: float | None, words: Words) -> str:
+    if value is None:
+        return ""
+    if words.percent:
+        return f"{100 * value:.1f}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def analysis_notes(inside: Inside) -> list[Note]:
+    """Every sentence once, with those whom it is about."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for each in inside.encoders:
+        for topic, sentences in each.files.row.notes.items():
+            for sentence in sentences:
+                said.setdefault((topic, sentence), []).append(each.label)
+    notes = [
+        Note(
+            TOPICS.get(topic, visible(topic)),
+            "" if len(whose) == len(inside.encoders) else ", ".join(whose),
+            visible(sentence),
+        )
+        for (topic, sentence), whose in said.items()
+    ]
+    order = list(TOPICS.values())
+    notes.sort(key=lambda note: order.index(note.topic) if note.topic in order else len(order))
+    general = dict.fromkeys(note for files in inside.analyses for note in files.summary.notes)
+    return [*(Note("All", "", visible(note)) for note in general), *notes]
