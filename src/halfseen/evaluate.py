@@ -27,7 +27,8 @@ from halfseen.evaluation.finetuning.published import Protocol, finetune_settings
 from halfseen.evaluation.knn.protocol import knn_protocol
 from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_settings
 from halfseen.evaluation.linear.protocol import linear_protocol
-from halfseen.evaluation.low_shot.protocol import LogisticConfig, logistic_protocol
+from halfseen.evaluation.low_shot.config import LogisticConfig
+from halfseen.evaluation.low_shot.protocol import logistic_protocol
 from halfseen.evaluation.results import EvaluateConfig, Result
 from halfseen.evaluation.segmentation.config import SegmentationConfig, segmentation_settings
 from halfseen.evaluation.segmentation.protocol import segmentation_protocol

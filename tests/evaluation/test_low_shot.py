@@ -16,8 +16,9 @@ from halfseen.data.label_splits import LabelSplit, draw_label_splits
 from halfseen.data.sources import open_source
 from halfseen.errors import DataError, ShapeError
 from halfseen.evaluation.features import EncoderFeatures, RawPixels, extract_features
+from halfseen.evaluation.low_shot.config import LogisticConfig
 from halfseen.evaluation.low_shot.logistic import centre_rows, fit_logistic, logits
-from halfseen.evaluation.low_shot.protocol import LogisticConfig, group_splits, logistic_protocol
+from halfseen.evaluation.low_shot.protocol import group_splits, logistic_protocol
 from halfseen.evaluation.statements import Split
 
 MODEL = ModelConfig.model_validate({"name": "vit_tiny", "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2})
