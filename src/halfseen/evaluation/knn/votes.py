@@ -3,7 +3,8 @@
 For a query f and training features g_i, all of length 1: c_i = <f, g_i>; the k most similar vote for their class with
 exp(c_i / T); classes are ranked by the sum of their votes, ties going to the lower class index. Similarities are
 float32 and computed block by block with a running top-k, so neither the similarity matrix nor a copy of the training
-features is ever held. Neighbours are searched once, for the largest k.
+features is ever held. Neighbours are searched once, for the largest k. Nearly all time goes into the matrix product
+(`python -m benchmarks.knn`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,13 @@ from halfseen.errors import DataError, ShapeError
 
 QUERY_CHUNK = 1024
 TRAIN_CHUNK = 16384
-GROUP = 64
+"""Queries and training rows of a block of similarities, 67 MB."""
+
+CHUNKS_AT_ONCE = 8
+"""Chunks of queries that meet each block of training rows, which is scaled to length 1 once for all of them."""
+
+GROUP = 16
+"""Columns of a block whose maximum is compared first."""
 
 
 class Neighbours(NamedTuple):
@@ -131,51 +138,84 @@ def _nearest_chunks(
     train_chunk: int = TRAIN_CHUNK,
 ) -> Iterator[tuple[int, Neighbours]]:
     """Neighbours of `query_chunk` queries at a time, with the row of the first."""
+    rows_at_once = query_chunk * CHUNKS_AT_ONCE
+    # One room for all blocks: fresh pages for each cost an eighth of the time of its matrix product (measured).
+    room = torch.empty(min(query_chunk, len(queries)) * min(train_chunk, len(train)), device=train.device)
     with torch.inference_mode(), full_float32(train.device.type):
-        for start in range(0, len(queries), query_chunk):
-            chunk = F.normalize(queries[start : start + query_chunk].float(), dim=1)
-            best = Neighbours(
-                chunk.new_empty(len(chunk), 0), torch.empty(len(chunk), 0, dtype=torch.int64, device=chunk.device)
-            )
+        for start in range(0, len(queries), rows_at_once):
+            several = F.normalize(queries[start : start + rows_at_once].float(), dim=1)
+            chunks = torch.split(several, query_chunk)
+            found = [_none_yet(chunk) for chunk in chunks]
             for first in range(0, len(train), train_chunk):
-                block = chunk @ F.normalize(train[first : first + train_chunk].float(), dim=1).T  # [Q, n]
-                if leave_one_out:
-                    rows = torch.arange(len(chunk), device=block.device)
-                    columns = rows + start - first
-                    own = (columns >= 0) & (columns < block.shape[1])
-                    block[rows[own], columns[own]] = -torch.inf
-                best = _merge(best, block, first, k)
-            yield start, best
+                columns = F.normalize(train[first : first + train_chunk].float(), dim=1).T  # [D, n]
+                for number, chunk in enumerate(chunks):
+                    Q, n = len(chunk), columns.shape[1]
+                    block = torch.mm(chunk, columns, out=room[: Q * n].view(Q, n))
+                    if leave_one_out:
+                        _hide_own(block, start + number * query_chunk - first)
+                    found[number] = _merge(found[number], block, first, k)
+            for number, best in enumerate(found):
+                yield start + number * query_chunk, _sorted(best)
+
+
+def _none_yet(chunk: Tensor) -> Neighbours:
+    return Neighbours(chunk.new_empty(len(chunk), 0), chunk.new_empty(len(chunk), 0, dtype=torch.int64))
+
+
+def _hide_own(block: Tensor, shift: int) -> None:
+    """No sample is its own neighbour: that of row i is in column i + shift."""
+    rows = torch.arange(len(block), device=block.device)
+    columns = rows + shift
+    own = (columns >= 0) & (columns < block.shape[1])
+    block[rows[own], columns[own]] = -torch.inf
 
 
 def _merge(best: Neighbours, block: Tensor, first: int, k: int) -> Neighbours:
-    """The best k of what was found so far and of a new block whose columns are training rows from `first`.
+    """The best k, in any order, of what was found so far and of a new block whose columns are training rows from first.
 
-    Once k neighbours are known, hardly any column of a block beats the k-th. The block's columns are seen as groups;
-    only groups whose maximum beats it for some query are looked into. A full top-k of every block would cost more than
-    the matrix product (measured: 16,384 columns, k = 200, D = 384).
+    Once k neighbours are known, few columns of a block beat the least of them: first the maxima of groups of columns
+    are compared, then the columns of groups whose maximum does. A full top-k of every block would cost more than the
+    matrix product (measured: 16,384 columns, k = 200, D = 384).
     """
     Q, n = block.shape
-    if best.ids.shape[1] >= k and n % GROUP == 0:
-        grouped = block.view(Q, GROUP, n // GROUP)  # group j = columns j, j + n/GROUP, ...
-        peaks = grouped.amax(dim=1)
-        num_groups = int((peaks > best.similarity[:, -1:]).sum(dim=1).max())
-        if num_groups == 0:
-            return best
-        if 4 * num_groups <= peaks.shape[1]:
-            groups = peaks.topk(num_groups, dim=1).indices  # [Q, num_groups]
-            columns = groups[:, None, :] + torch.arange(0, n, n // GROUP, device=block.device)[None, :, None]
-            columns = columns.flatten(1)
-            return _top(best, block.gather(1, columns), columns + first, k)
-    values, columns = block.topk(min(k, n), dim=1)
+    if best.ids.shape[1] < k or n % GROUP:
+        return _top_of_block(best, block, first, k)
+    least = best.similarity.amin(dim=1, keepdim=True)
+    num_groups = n // GROUP
+    grouped = block.view(Q, GROUP, num_groups)  # group j = columns j, j + num_groups, ...
+    row, group = (grouped.amax(dim=1) > least).nonzero(as_tuple=True)
+    if 4 * len(row) > Q * num_groups:
+        return _top_of_block(best, block, first, k)
+    members = grouped[row, :, group]  # [groups that were found, GROUP]
+    place, member = (members > least[row]).nonzero(as_tuple=True)
+    rows = row[place]  # ascending
+    counts = torch.bincount(rows, minlength=Q)
+    widest = int(counts.max())
+    if not widest:
+        return best
+    column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    similarity = block.new_full((Q, widest), -torch.inf)
+    similarity[rows, column] = members[place, member]
+    ids = rows.new_zeros(Q, widest)
+    ids[rows, column] = first + member * num_groups + group[place]
+    return _top(best, similarity, ids, k)
+
+
+def _top_of_block(best: Neighbours, block: Tensor, first: int, k: int) -> Neighbours:
+    values, columns = block.topk(min(k, block.shape[1]), dim=1, sorted=False)
     return _top(best, values, columns + first, k)
 
 
 def _top(best: Neighbours, similarity: Tensor, ids: Tensor, k: int) -> Neighbours:
     similarity = torch.cat([best.similarity, similarity], dim=1)
     ids = torch.cat([best.ids, ids], dim=1)
-    similarity, order = similarity.topk(min(k, ids.shape[1]), dim=1)
+    similarity, order = similarity.topk(min(k, ids.shape[1]), dim=1, sorted=False)
     return Neighbours(similarity, ids.gather(1, order))
+
+
+def _sorted(found: Neighbours) -> Neighbours:
+    similarity, order = found.similarity.sort(dim=1, descending=True)
+    return Neighbours(similarity, found.ids.gather(1, order))
 
 
 class _Votes:
