@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from command_line import TINY
-from command_line import run as run_apart
 from halfseen.cli.main import run
 from halfseen.pretraining.build import load_method
 
@@ -32,11 +31,8 @@ def distilled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of iBOT, whose head gives every image to one of 24 outputs."""
     folder = tmp_path_factory.mktemp("distilled")
     settings = [word for word in TINY["ibot"] if not word.startswith("data.")]
-    done = run_apart(
-        "pretrain", "bundled:fashion", *settings, "data.image_size=32", "data.subset_size=32", "train.max_steps=2",
-        "run_dir=run", cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    few = ("data.image_size=32", "data.subset_size=32", "train.max_steps=2", f"run_dir={folder / 'run'}")
+    assert run(["pretrain", "bundled:fashion", *settings, *few]) == 0
     return folder / "run"
 
 

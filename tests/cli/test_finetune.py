@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from command_line import PROGRAM, environment, run
+from command_line import run as run_apart
+from command_line import start
+from halfseen.cli.main import run
 
 SHORT = (
     "train.epochs=2", "train.batch_size=8", "train.log_every_steps=1", "train.health_every_steps=null",
@@ -21,24 +22,19 @@ SHORT = (
 ON = ("mix.mixup=0.8", "mix.cutmix=1", "augment.erase=0.5")
 
 
-def finetuned(encoder: Path, folder: Path, *words: str) -> Path:
-    done = run("finetune", str(encoder), *SHORT, *words, "--run-dir", str(folder), cwd=folder.parent)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-def test_a_run_gets_the_result_beside_its_others(trained_run: Path, tmp_path: Path) -> None:
-    done = run(
-        "finetune", str(trained_run), *SHORT, "--train", "bundled:fashion", "--name", "first", cwd=tmp_path
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_a_run_gets_the_result_beside_its_others(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["finetune", str(trained_run), *SHORT, "--train", "bundled:fashion", "--name", "first"]
+    assert run(words) == 0, capsys.readouterr().err
     folder = tmp_path / "runs" / "first"
     own = json.loads((folder / "evaluations" / "finetune.json").read_text())
     assert own == json.loads((trained_run / "evaluations" / "finetune.json").read_text())
     assert own["n"] == 21 and own["n_train"] == 32 and set(own["baselines"]) == {"random_init", "raw_pixels"}
-    assert f"Classifier: {Path('runs/first/classifier.safetensors')}" in done.stdout
-    again = run("knn", str(folder), "--train", "bundled:fashion", "--max-train", "60", "--max-test", "20", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    assert f"Classifier: {Path('runs/first/classifier.safetensors')}" in capsys.readouterr().out
+    again = ["knn", str(folder), "--train", "bundled:fashion", "--max-train", "60", "--max-test", "20"]
+    assert run(again) == 0, capsys.readouterr().err
 
 
 def test_two_processes_equal_one(trained_run: Path, tmp_path: Path) -> None:
@@ -51,8 +47,11 @@ def test_two_processes_equal_one(trained_run: Path, tmp_path: Path) -> None:
         "drop_path=0",
         "augment.policy=null",
     )
-    one = finetuned(trained_run, tmp_path / "one", *words)
-    two = finetuned(trained_run, tmp_path / "two", *words, "--devices", "2")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(["finetune", str(trained_run), *SHORT, *words, "--run-dir", str(one)]) == 0
+    both = ("--run-dir", str(two), "--devices", "2")
+    done = run_apart("finetune", str(trained_run), *SHORT, *words, *both, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     first, second = (json.loads((folder / "evaluations" / "ibot-finetune.json").read_text()) for folder in (one, two))
     assert second["n"] == first["n"] == 21
     assert first["metrics"] == second["metrics"] and first["confusion"] == second["confusion"]
@@ -63,34 +62,35 @@ def test_two_processes_equal_one(trained_run: Path, tmp_path: Path) -> None:
     assert "data.image_size" in departs and "data.source" not in departs
 
 
-def test_a_stopped_run_goes_on_without_its_encoder(trained_run: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_without_its_encoder(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     copy = tmp_path / "encoder"
     copy.mkdir()
     for name in ("encoder.safetensors", "encoder.json"):
         (copy / name).write_bytes((trained_run / name).read_bytes())
     words = ("finetune", "encoder", *SHORT, "train.epochs=400", "--train", "bundled:fashion", "--run-dir", "run")
-    process = subprocess.Popen(
-        [*PROGRAM, *words], cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    process = start(*words, cwd=tmp_path)
     log = tmp_path / "run" / "metrics.jsonl"
     waited = time.monotonic()
     while not (log.is_file() and log.read_text().count("\n") > 2) and time.monotonic() - waited < 200:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=120)
+    said = "".join(process.communicate(timeout=120))
     assert process.returncode == 130 and "To go on: halfseen finetune --resume run" in said
     for path in copy.iterdir():
         path.unlink()
     steps = json.loads(log.read_text().splitlines()[-1])["step"]
-    resumed = run("finetune", "--resume", "run", f"train.max_steps={steps + 2}", "--no-baselines", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    monkeypatch.chdir(tmp_path)
+    on = ["finetune", "--resume", "run", f"train.max_steps={steps + 2}", "--no-baselines"]
+    assert run(on) == 0, capsys.readouterr().err
     assert json.loads(log.read_text().splitlines()[-1])["step"] == steps + 2
-    other = run("finetune", "--resume", "run", "layer_decay=0.5", "--protocol", "mae-finetune", cwd=tmp_path)
-    assert other.returncode == 2
-    assert "protocol: got 'mae-finetune', but the run in 'run' was started with 'finetune'" in other.stderr
-    assert "layer_decay: got 0.5" in other.stderr
-    wrong = run("pretrain", "--resume", "run", cwd=tmp_path)
-    assert wrong.returncode == 2 and "Go on with it by `halfseen finetune --resume run`" in wrong.stderr
+    assert run(["finetune", "--resume", "run", "layer_decay=0.5", "--protocol", "mae-finetune"]) == 2
+    faults = capsys.readouterr().err
+    assert "protocol: got 'mae-finetune', but the run in 'run' was started with 'finetune'" in faults
+    assert "layer_decay: got 0.5" in faults
+    assert run(["pretrain", "--resume", "run"]) == 2
+    assert "Go on with it by `halfseen finetune --resume run`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,25 @@ def test_a_stopped_run_goes_on_without_its_encoder(trained_run: Path, tmp_path: 
         (["--resume", "{run}"], "is a run of `halfseen pretrain`"),
         (["{run}", "--train", "{flat}"], "needs labels"),
         (["{run}", "mix.mixup=1", "train.batch_size=9"], "got 9, but MixUp and CutMix blend pairs"),
+        (["{run}", "window_size=4"], "window_size: got 4, but it has no effect with an encoder that is no Swin"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_words_are_sentences(
-    words: list[str], sentence: str, trained_run: Path, tmp_path: Path, make_images: Callable[..., Path]
+    words: list[str],
+    sentence: str,
+    trained_run: Path,
+    tmp_path: Path,
+    make_images: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     places = {"{run}": str(trained_run), "{flat}": str(tmp_path / "flat")}
     make_images(tmp_path / "flat", classes=0)
-    done = run("finetune", *(places.get(word, word) for word in words), cwd=tmp_path)
-    assert done.returncode == 2 and sentence in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "runs").exists()
+    assert run(["finetune", *(places.get(word, word) for word in words)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_task_segment_is_the_command_segment() -> None:
