@@ -17,6 +17,7 @@ from PIL import Image
 from halfseen.errors import DataError
 from halfseen.reports.curves import MOST_POINTS
 from halfseen.reports.page import write_report
+from reports.written_analysis import write_analysis
 from reports.written_run import CLASSES, HOSTILE, SCRIPT, clusters, result, write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -251,6 +252,7 @@ def test_what_is_no_run_is_a_sentence(tmp_path):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_draws_it_without_complaint(run, tmp_path):
+    write_analysis(run / "analysis")
     path = write_report(run)
     flags = (
         "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

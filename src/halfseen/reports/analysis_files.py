@@ -113,7 +113,8 @@ def read_analysis(summary: Path, problems: list[str] | None = None) -> AnalysisF
 
 def _read(path: Path, problems: list[str] | None) -> Arrays | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, so that it is closed where what it holds turns out to be no archive.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         sentence = f"'{path}' can't be read: {error}. Run `halfseen analyze` again."

@@ -53,7 +53,7 @@ def draw_segmentation(arrays: Path, out: Path | None = None) -> Path:
     """Draw `segmentation_example.npz`: a row per image with the image, the target and the prediction.
 
     Args:
-        arrays: what `evaluation.segmentation.protocol` wrote.
+        arrays: what `evaluation.segmentation.saved` wrote.
         out: the PNG to write; None = beside the arrays.
     Raises:
         CheckpointError: if the arrays can't be read.

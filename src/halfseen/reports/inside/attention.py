@@ -44,7 +44,7 @@ class AttentionEncoder(NamedTuple):
     block: str
 
 
-def build_attention(inside: Inside) -> Attention | None:
+def build_attention(inside: Inside, budget: int = BUDGET) -> Attention | None:
     """The maps that fit into the page; None where no encoder has any."""
     found = [(number, each) for number, each in enumerate(inside.encoders) if "attention/maps" in each.arrays]
     notes = inside.notes("attention")
@@ -53,7 +53,7 @@ def build_attention(inside: Inside) -> Attention | None:
         return Attention([], 0, 0, [], notes) if notes else None
     images = min(shape[1] for shape in shapes)
     sizes = [int(np.prod(shape[2:])) for shape in shapes]
-    plan = plan_layers([shape[0] for shape in shapes], images, sizes, BUDGET)
+    plan = plan_layers([shape[0] for shape in shapes], images, sizes, budget)
     if plan is None:
         notes.append("Attention maps by head are left out: they are too large for this page.")
         return Attention([], 0, 0, [], notes)

@@ -33,7 +33,7 @@ class ColourEncoder(NamedTuple):
     block: str
 
 
-def build_colours(inside: Inside) -> Colours | None:
+def build_colours(inside: Inside, budget: int = BUDGET) -> Colours | None:
     """None where no encoder has colours."""
     found = []
     for number, each in enumerate(inside.encoders):
@@ -48,7 +48,7 @@ def build_colours(inside: Inside) -> Colours | None:
         max(int(np.prod(each.arrays[f"similarity/colours.{name}"].shape[1:])) for name in names)
         for _, each, names in found
     ]
-    plan = plan_layers([len(names) for _, _, names in found], images, sizes, BUDGET)
+    plan = plan_layers([len(names) for _, _, names in found], images, sizes, budget)
     if plan is None:
         return Colours([], 0, [], ["The colours are left out: they are too large for this page."])
     encoders, blocks, notes = [], [], []

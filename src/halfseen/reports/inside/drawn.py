@@ -14,8 +14,8 @@ from halfseen.reports.inside.looked_at import Inside
 from halfseen.reports.inside.numbers import number_text
 from halfseen.reports.inside.packing import Packed
 
-LARGEST_WIDTH = 1100
-"""Pixels; a figure is shown at about half of it."""
+LARGEST_WIDTH = 1400
+"""Pixels; a figure is shown at about half of it, a wide one whole."""
 COLOURS = 96
 """Of the palette of a small PNG."""
 DPI = 120

@@ -133,6 +133,8 @@ def _cell(value: float | None, words: Words) -> str:
         return ""
     if words.percent:
         return f"{100 * value:.1f}"
+    if 0.99 < abs(value) < 1:
+        return f"{value:.5f}"  # Cosines near one differ behind the third digit.
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 

@@ -51,7 +51,7 @@ def plan_layers(counts: Sequence[int], images: int, sizes: Sequence[int], budget
         *((min(fewest, most), shown) for shown in range(images - 1, 0, -1)),
         *((kept, 1) for kept in range(min(fewest, most) - 1, 0, -1)),
     ]:
-        cost = sum(min(kept, count) * shown * base64_length(size) for count, size in zip(counts, sizes, strict=True))
+        cost = sum(base64_length(min(kept, count) * shown * size) for count, size in zip(counts, sizes, strict=True))
         if cost <= budget:
             return Plan([evenly(count, kept) for count in counts], shown)
     return None

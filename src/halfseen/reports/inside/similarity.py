@@ -47,7 +47,7 @@ class ExplorerEncoder(NamedTuple):
     block: str
 
 
-def build_explorer(inside: Inside) -> Explorer | None:
+def build_explorer(inside: Inside, budget: int = BUDGET) -> Explorer | None:
     """The similarities that fit into the page; None where no analysis kept any."""
     found = [(number, each, _layers(each)) for number, each in enumerate(inside.encoders)]
     found = [(number, each, names) for number, each, names in found if names]
@@ -55,12 +55,12 @@ def build_explorer(inside: Inside) -> Explorer | None:
         return None
     images = min(len(each.arrays[f"similarity/pairs.{names[-1]}"]) for _, each, names in found)
     sizes = [max(_triangle(each, name) for name in names) for _, each, names in found]
-    plan = plan_layers([len(names) for _, _, names in found], images, sizes, BUDGET)
+    plan = plan_layers([len(names) for _, _, names in found], images, sizes, budget)
     notes = []
     while plan is None and found:
         notes.append(f"{found[-1][1].label}: left out, its similarities are too large for this page.")
         found, sizes = found[:-1], sizes[:-1]
-        plan = plan_layers([len(names) for _, _, names in found], images, sizes, BUDGET)
+        plan = plan_layers([len(names) for _, _, names in found], images, sizes, budget)
     if plan is None or not found:
         return None
     encoders, blocks = [], []
@@ -85,7 +85,7 @@ def build_explorer(inside: Inside) -> Explorer | None:
 
 
 def layer_words(name: str, depth: int) -> str:
-    return "after the final norm" if name == "final" else f"block {name} of {depth}"
+    return "final norm" if name == "final" else f"block {name} of {depth}"
 
 
 def _layers(encoder: Looked) -> list[str]:

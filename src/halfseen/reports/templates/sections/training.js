@@ -48,6 +48,8 @@
   const draw = (figure, chart) => {
     const svg = figure.querySelector("svg"), readout = figure.querySelector(".readout");
     const words = readout.textContent;
+    // What is read from a curve may be shorter than the words that stand there first: nothing below moves.
+    readout.style.minHeight = `${readout.offsetHeight}px`;
     let scale = "linear", chosen = null, place = null;
 
     const render = () => {
