@@ -230,7 +230,7 @@ def test_runs_are_compared_by_one_measure(run, tmp_path):
     (other / "evaluations" / "knn.json").unlink()
     (other / "evaluations" / "cluster.json").write_text(json.dumps(clusters()))
     _, found = read(write_report([run, other]))
-    table = found.text[found.text.index("All runs.") : found.text.index("my-run mae trained")]
+    table = found.text[found.text.index("All runs.") : found.text.index("mae trained")]
     assert "Top-1 accuracy: this encoder" in table
     assert "71.2 (66.0 - 76.1)" in table
     assert "41.8" not in table

@@ -44,6 +44,8 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
   };
 
   const draw = async () => {
+    // Pointing at the chosen patch itself compares nothing.
+    const finestGrid = finest(), other = compared && at(finestGrid, compared).patch !== at(finestGrid, chosen).patch ? compared : null;
     const maps = shown().map((each) => {
       const layer = layerOf(each), grid = each.grids[layer], from = at(grid, chosen);
       return { each, layer, grid, from, values: Float32Array.from({ length: each.sizes[layer] }, (_, to) => similarity(each, layer, from.patch, to)) };
@@ -65,8 +67,8 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
       const others = values.filter((_, i) => i !== from.patch);
       const mean = others.length ? others.reduce((a, b) => a + b, 0) / others.length : 1;
       let sentence = `${each.label}, ${each.layers[layer]}: `;
-      if (compared) {
-        const to = at(grid, compared), value = values[to.patch];
+      if (other) {
+        const to = at(grid, other), value = values[to.patch];
         look.box(canvas, grid, to.row, to.column, true);
         sentence += `${number(value)}, ${words(value)}`;
         panel.querySelector("[data-caption]").textContent = `${each.layers[layer]}: ${number(value)}`;
@@ -76,10 +78,10 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
       }
       sentences.push(sentence);
     }
-    const grid = finest(), from = at(grid, chosen);
+    const grid = finestGrid, from = at(grid, chosen);
     let where = `Row ${from.row + 1}, column ${from.column + 1} of ${grid[0]} x ${grid[1]} patches`;
-    if (compared) { const to = at(grid, compared); where += ` and row ${to.row + 1}, column ${to.column + 1}`; }
-    readout.textContent = `${where}. ${sentences.join(". ")}.`;
+    if (other) { const to = at(grid, other); where += ` and row ${to.row + 1}, column ${to.column + 1}`; }
+    readout.textContent = [where, ...sentences].map((sentence) => `${sentence}.`).join("\n");
     const first = shown()[0];
     const named = first ? first.layers[layerOf(first)] : "";
     section.querySelector("[data-layer-words]").textContent = named;
@@ -87,7 +89,7 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
     const canvas = section.querySelector('[data-board="picture"] canvas');
     await look.paint(canvas, `picture-${Math.min(look.image, images - 1)}`);
     look.box(canvas, grid, from.row, from.column);
-    if (compared) { const to = at(grid, compared); look.box(canvas, grid, to.row, to.column, true); }
+    if (other) { const to = at(grid, other); look.box(canvas, grid, to.row, to.column, true); }
   };
   let waiting = false;
   const render = () => {
