@@ -92,8 +92,8 @@ def open_page(browser: "Browser") -> Iterator[Open]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two finished runs, analysed, on images in folders with hostile names."""
+def runs(browser: "Browser", tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two finished runs, analysed, on images in folders with hostile names; made only where there is a browser."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("browser")
