@@ -13,7 +13,7 @@ from halfseen.analysis.analyze import AnalyzedEncoder, EncoderAnalysis, analyze
 from halfseen.analysis.analyze_config import ANALYSES, AnalysisName, AnalyzeConfig
 from halfseen.analysis.attention import attention_distance, patch_distances
 from halfseen.analysis.geometry import TokenGeometry
-from halfseen.analysis.masked_views import agreement, draw_visible, retrieve, shared_neighbours
+from halfseen.analysis.masked_views import agreement, draw_visible, learned_half_seen, retrieve, shared_neighbours
 from halfseen.analysis.watchers import AttentionWatcher, FourierWatcher, GeometryWatcher, Place, SimilarityWatcher
 from halfseen.backbones.base import BlockView, Encoder, Features, Tokens
 from halfseen.backbones.build import build_encoder
@@ -191,6 +191,25 @@ def test_masks_and_neighbours_by_hand() -> None:
     assert agreement(gallery[:1], gallery[3:]).tolist() == [-1]
     masks = [torch.tensor([[1, 2, 3, 4]]), torch.tensor([[4, 9, 2, 8]]), torch.tensor([[2, 4, 5, 6]])]
     assert shared_neighbours(masks).tolist() == [0.5]
+
+
+def test_what_is_learned_from_half_seen_images_is_measured_on_whole_ones() -> None:
+    drawing = np.random.default_rng(0)
+    labels = torch.tensor([0, 1, 0, 1, -1, 0, 1, 1, -1])
+    gallery = torch.from_numpy(drawing.normal(size=(9, 4))) + 4 * labels[:, None]
+    assert learned_half_seen([gallery[:5]], gallery, labels) == 1
+    assert learned_half_seen([gallery[:5], gallery[:5]], gallery, labels) == 1
+    turned = gallery[[1, 0, 3, 2, 4]]  # Every image is learned under the other's class.
+    assert learned_half_seen([turned], gallery, labels) == 0
+    with pytest.raises(ShapeError, match="at least two classes among masked_images"):
+        learned_half_seen([gallery[:1]], gallery, labels)
+    found = one(pictures(12), ["masking"], mask_ratios=[0.5, 0.75], masked_images=6)
+    assert found.arrays["masking/learned_ratios"].tolist() == [0, 0.5, 0.75]
+    assert found.arrays["masking/learned_accuracy"].shape == (3,)
+    assert found.numbers["learned_whole"] == found.arrays["masking/learned_accuracy"][0]
+    blind = one(pictures(12, classes=0), ["masking"])
+    assert "masking/learned_accuracy" not in blind.arrays
+    assert "Without a classifier of half-seen images" in " ".join(blind.notes["masking"])
 
 
 def test_noise_by_frequency_and_size() -> None:

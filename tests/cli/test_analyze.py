@@ -51,6 +51,11 @@ def test_every_figure_is_drawn_from_the_files_alone(analysed: Path, tmp_path: Pa
             assert min(picture.size) > 200
             assert np.asarray(picture.convert("L")).std() > 5, f"{path.name} is blank"
         assert "<svg" in path.with_suffix(".svg").read_text()[:1000]
+    said = json.loads((copied / "figures" / "similarity.json").read_text())
+    assert (said["fixed_vmin"], said["fixed_vmax"], said["grid_size"]) == (-0.5, 1.0, 4)
+    assert said["refs"].keys() == {"bg_corner", "fg_interior", "boundary"} and said["refs"]["bg_corner"] == 0
+    assert len(said["encoders"]) == 2 and said["other_grids"] == {}
+    assert said["n_classes"] == 11 and said["labels"] == {"fg": None, "bg": 0, "boundary": None}
 
 
 def test_hostile_names_are_shown_as_text(analysed: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional
 
 from halfseen.analysis.analyze_config import ANALYSES, AnalysisName, AnalyzeConfig
 from halfseen.analysis.fidelity import Fidelity, Region, Space
-from halfseen.analysis.masked_views import agreement, draw_visible, retrieve, shared_neighbours
+from halfseen.analysis.masked_views import agreement, draw_visible, learned_half_seen, retrieve, shared_neighbours
 from halfseen.analysis.reconstruct import spread_indices
 from halfseen.analysis.robustness import band_noise, nearest_class, sign_noise
 from halfseen.analysis.watchers import (
@@ -50,7 +50,7 @@ from halfseen.data.loader import evaluation_batches
 from halfseen.data.resident import read_resident
 from halfseen.data.sources import Source
 from halfseen.data.subsets import share_of_each_class
-from halfseen.errors import ConfigError, DataError, HalfseenError
+from halfseen.errors import ConfigError, DataError, HalfseenError, ShapeError
 from halfseen.evaluation.features import Precision
 from halfseen.methods.base import Method
 from halfseen.ops.effective_rank import lidar
@@ -227,6 +227,7 @@ def analyze(
             "fingerprint": source.fingerprint(),
         },
         "class_names": list(source.class_names),
+        "mask_names": list(source.mask_names) if source.has_masks else [],
         "settings": config.model_dump(mode="json"),
         "precision": precision,
         "seed": seed,
@@ -348,6 +349,7 @@ class _Work:
             "images/indices": every,
             "images/labels": self.labels.numpy(),
             "images/shown": shown.permute(0, 2, 3, 1).contiguous().numpy(),
+            **({} if masks is None else {"images/pixel_classes": masks[: len(shown)].to(torch.uint8).numpy()}),
             "images/thumbnails": torch.cat(thumbnails).permute(0, 2, 3, 1).contiguous().numpy(),
             "images/references": self._references(shown, masks).numpy(),
             "images/paths": np.asarray([self.source.path(int(row)) for row in every[: len(first)]], dtype=np.str_),
@@ -471,11 +473,12 @@ class _Work:
         own = torch.arange(len(images))
         patches = self.found.grid[0] * self.found.grid[1]
         ratios = sorted(config.mask_ratios)
-        curve, ranks, precision = [], [], []
+        curve, ranks, precision, learned = [], [], [], [([whole[own]], 0.0)]
         for ratio in ratios:
             draws = config.masks_per_image if ratio == ratios[-1] else 1
             masked = [self._half_seen(images, patches, ratio, draw) for draw in range(draws)]
             curve.append(torch.cat([agreement(each, whole[own]) for each in masked]))
+            learned.append((masked, ratio))
             near = [retrieve(each, whole, own, self.labels, config.neighbours) for each in masked]
             ranks.append(torch.cat([each.own_rank for each in near]).double())
             precision.append(torch.cat([each.precision for each in near]).double())
@@ -509,6 +512,20 @@ class _Work:
             f"Retrieval, not generation: {len(images)} queries among {len(whole)} whole images by the {self._feature} "
             f"feature; {ratios[-1]:.0%} of the patches dropped in {config.masks_per_image} independent masks."
         ]
+        try:
+            accuracies = [learned_half_seen(masked[:1], whole, self.labels) for masked, _ in learned]
+        except ShapeError as error:
+            notes.append(f"Without a classifier of half-seen images: {error}")
+        else:
+            arrays |= {
+                "learned_ratios": np.asarray([ratio for _, ratio in learned]),
+                "learned_accuracy": np.asarray(accuracies),
+            }
+            numbers |= {"learned_whole": accuracies[0], "learned_least": accuracies[-1]}
+            notes.append(
+                f"Classifiers learned from {len(images)} half-seen images, measured on {len(whole) - len(images)} "
+                "whole ones: a quick look. `halfseen logistic --mask` follows MSN's protocol."
+            )
         if config.masks_per_image > 1:
             numbers["lidar"] = lidar(torch.stack(masked, dim=1))
             notes.append(

@@ -53,6 +53,7 @@ class AnalysisSummary(BaseModel):
     data: AnalyzedData
     encoders: list[AnalyzedRow]
     class_names: list[str] = Field(default_factory=list)
+    mask_names: list[str] = Field(default_factory=list)
     between: str | None = None
     notes: list[str] = Field(default_factory=list)
     settings: dict[str, JsonValue] = Field(default_factory=dict)

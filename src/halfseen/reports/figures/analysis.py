@@ -1,5 +1,6 @@
 """Figures of an analysis, PNG and SVG, from its files alone: a figure for each question, encoders on one scale."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ def draw_analysis(summary: Path) -> list[Path]:
     Args:
         summary: its `analysis.json`, or the folder that holds it.
     Returns:
-        the PNG files; an SVG of the same name is beside each.
+        the PNG files; an SVG of the same name is beside each, and `similarity.json` says what that figure shows.
     Raises:
         CheckpointError: files that are missing or can't be read.
     """
@@ -39,6 +40,11 @@ def draw_analysis(summary: Path) -> list[Path]:
         figure.set_layout_engine("none")  # The places are found; finding them again would double the time.
         figure.savefig(folder / f"{name}.png", dpi=DPI)
         drawn.append(folder / f"{name}.png")
+    facts, beside = tokens.similarity_facts(files), folder / "similarity.json"
+    if facts is None:
+        beside.unlink(missing_ok=True)
+    else:
+        beside.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return drawn
 
 
@@ -68,6 +74,7 @@ FIGURES: "dict[str, Callable[[AnalysisFiles], Figure | None]]" = {
     "patch_probe": measures.patch_probe,
     "layer_probe": measures.layer_probe,
     "masked_agreement": masked.masked_agreement,
+    "masked_training": masked.masked_training,
     "masked_neighbours": masked.masked_neighbours,
     "noise_robustness": measures.noise_robustness,
     "reconstruction": masked.reconstruction,

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from halfseen.reports.analysis_files import AnalysisFiles, AnalyzedEncoderFiles
 from halfseen.reports.figures.canvas import (
+    COLOURS,
     MOST_SHOWN,
+    PANEL,
     finish_axis,
     line_of,
     name_rows,
@@ -50,6 +52,20 @@ def masked_agreement(files: AnalysisFiles) -> "Figure | None":
     return figure
 
 
+def masked_training(files: AnalysisFiles) -> "Figure | None":
+    """What a classifier that has learned half-seen images knows of whole ones."""
+    found = files.having("masking/learned_accuracy")
+    if not found:
+        return None
+    figure, axes = panels(1, 1, 4.6, PANEL)
+    for encoder in found:
+        ratios = np.asarray(encoder.arrays["masking/learned_ratios"], dtype=np.float64)
+        plot_curve(axes[0, 0], line_of(files, encoder), ratios, np.asarray(encoder.arrays["masking/learned_accuracy"]))
+    axes[0, 0].set_ylim(bottom=0)
+    finish_axis(axes[0, 0], "Share of patches dropped while learning", "Accuracy on whole images")
+    return figure
+
+
 def masked_neighbours(files: AnalysisFiles) -> "Figure | None":
     """Whole images near a half-seen one, mask by mask: retrieval, not generation."""
     found = files.having("masking/gallery")
@@ -67,13 +83,17 @@ def masked_neighbours(files: AnalysisFiles) -> "Figure | None":
             show_picture(line[1], _half_hidden(arrays["images/shown"][0], arrays["masking/hidden"][0, mask], encoder))
             for axis, place in zip(line[2:], arrays["masking/nearest"][0, mask], strict=True):
                 show_picture(axis, arrays["masking/gallery"][places.index(int(place))])
+                if masks > 1 and (arrays["masking/nearest"][0] == place).any(axis=-1).all():
+                    axis.spines[:].set(visible=True, color=COLOURS[2], linewidth=2.5)
             names.append(f"{plain(encoder.row.name)}\nmask {mask + 1}")
     for axis, title in zip(
         axes[0], ["whole query", "what is seen", *(f"near {k + 1}" for k in range(most))], strict=True
     ):
         axis.set_title(title, fontsize=8)
     name_rows(axes, names)
-    write_title(figure, "Nearest whole images of a half-seen one (retrieval, not generation)")
+    write_title(
+        figure, "Nearest whole images of a half-seen one (retrieval, not generation); framed: near with every mask"
+    )
     return figure
 
 

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import JsonValue
 
-from halfseen.reports.analysis_files import AnalysisFiles
+from halfseen.reports.analysis_files import AnalysisFiles, AnalyzedEncoderFiles
 from halfseen.reports.figures.canvas import (
     COLOURS,
     MOST_SHOWN,
@@ -23,21 +24,33 @@ from halfseen.reports.figures.canvas import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEAST, MOST = -0.5, 1.0
+"""Range of the similarities' colours, the same for all encoders."""
+
 
 def similarity_maps(files: AnalysisFiles) -> "Figure | None":
     """Similarity of reference patches to all others, for the first image; a column for each encoder."""
     found = files.having("similarity/pairs.final")
     if not found:
         return None
-    names = ("corner", "inside or centre", "outline or contrast")
-    figure = new_figure(3.0 * len(found) + 0.9, 2.6 * (len(names) + 1))
-    axes = figure.subplots(len(names) + 1, len(found), squeeze=False)
+    names = [name.replace("_", " ") for name in _reference_names(found[0])]
+    masked = "images/pixel_classes" in found[0].arrays
+    tops = ["image", "classes of its pixels"] if masked else ["image"]
+    figure = new_figure(3.0 * len(found) + 0.9, 2.6 * (len(names) + len(tops)))
+    axes = figure.subplots(len(names) + len(tops), len(found), squeeze=False)
     for column, encoder in enumerate(found):
         references = np.asarray(encoder.arrays["images/references"])[0]
         rows, columns = (int(side) for side in encoder.arrays["similarity/grid.final"])
         show_picture(axes[0, column], encoder.arrays["images/shown"][0])
         axes[0, column].set_title(plain(encoder.row.name), fontsize=9)
         size = encoder.arrays["images/shown"].shape[1] / rows
+        if masked:
+            classes = np.asarray(encoder.arrays["images/pixel_classes"][0])
+            known = np.ma.masked_greater_equal(classes, len(files.summary.mask_names))
+            axes[1, column].imshow(
+                known, cmap="gray", vmin=0, vmax=max(1, len(files.summary.mask_names) - 1), interpolation="nearest"
+            )
+            strip_axis(axes[1, column])
         for number, reference in enumerate(references):
             place = divmod(int(reference), columns)
             mark_rectangle(axes[0, column], place, size)
@@ -50,15 +63,59 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
                 va="center",
             )
             pairs = np.asarray(encoder.arrays["similarity/pairs.final"][0, int(reference)], dtype=np.float64)
-            axis = axes[number + 1, column]
-            image = axis.imshow(pairs.reshape(rows, columns), vmin=-0.5, vmax=1, cmap="viridis")
+            axis = axes[number + len(tops), column]
+            image = axis.imshow(pairs.reshape(rows, columns), vmin=LEAST, vmax=MOST, cmap="viridis")
             mark_rectangle(axis, place, 1.0, -0.5)
             strip_axis(axis)
             if column == len(found) - 1:
                 figure.colorbar(image, ax=axis, label="cosine similarity", shrink=0.85)
-    name_rows(axes, ["image", *(f"{number}: {name}" for number, name in enumerate(names, start=1))])
+    name_rows(axes, [*tops, *(f"{number}: {name}" for number, name in enumerate(names, start=1))])
     write_title(figure, "Patch token cosine similarity (reference patch vs all patches)")
     return figure
+
+
+def similarity_facts(files: AnalysisFiles) -> dict[str, JsonValue] | None:
+    """What the figure of similarities shows, under the names that ViNy's diagnostics write beside theirs.
+
+    `grid_size` and `refs` are the first encoder's; those of encoders with other patches are in `other_grids`. A label
+    is the number of a class of pixels: null where the data has none of that kind, or several.
+    """
+    found = files.having("similarity/pairs.final")
+    if not found:
+        return None
+    classes = files.summary.mask_names
+    objects = [number for number, name in enumerate(classes) if name not in ("background", "border")]
+    labels: dict[str, JsonValue] = {
+        "fg": objects[0] if len(objects) == 1 else None,
+        "bg": classes.index("background") if "background" in classes else None,
+        "boundary": classes.index("border") if "border" in classes else None,
+    }
+    grids = {each.row.name: _references(each) for each in found}
+    first = next(iter(grids.values()))
+    names: list[JsonValue] = [each.row.name for each in found]
+    return {
+        "idx": int(np.asarray(found[0].arrays["images/indices"])[0]),
+        **first,
+        "n_classes": len(classes),
+        "labels": labels,
+        "encoders": names,
+        "fixed_vmin": LEAST,
+        "fixed_vmax": MOST,
+        "other_grids": {name: grid for name, grid in grids.items() if grid["grid_size"] != first["grid_size"]},
+    }
+
+
+def _references(encoder: AnalyzedEncoderFiles) -> dict[str, JsonValue]:
+    """An encoder's reference patches of the first image, by name, and the side of its grid."""
+    numbers = [int(patch) for patch in np.asarray(encoder.arrays["images/references"])[0]]
+    refs: dict[str, JsonValue] = dict(zip(_reference_names(encoder), numbers, strict=True))
+    return {"grid_size": int(encoder.arrays["similarity/grid.final"][0]), "refs": refs}
+
+
+def _reference_names(encoder: AnalyzedEncoderFiles) -> tuple[str, ...]:
+    if "images/pixel_classes" in encoder.arrays:
+        return ("bg_corner", "fg_interior", "boundary")
+    return ("corner", "centre", "most_contrast")
 
 
 def token_colours(files: AnalysisFiles) -> "Figure | None":
