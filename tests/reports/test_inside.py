@@ -19,6 +19,7 @@ from halfseen.reports.inside.looked_at import Inside, gather
 from halfseen.reports.inside.packing import evenly, plan_layers, quantise_pairs, thumbnail_sheet
 from halfseen.reports.inside.similarity import build_explorer
 from halfseen.reports.page import write_report
+from halfseen.reports.segmentation import BACKGROUND, class_colours
 from reports.test_page import Elements, read
 from reports.written_analysis import CLASS_NAMES, HEADS, IMAGES, SHOWN, SIZE, write_analysis
 from reports.written_run import write_run
@@ -130,6 +131,24 @@ def test_neighbours_and_points_name_all_images(run: Path) -> None:
     assert sheet.size == (24, 24)
 
 
+@pytest.mark.parametrize(("classes", "many"), [(12, False), (13, True)])
+def test_more_classes_than_colours_are_said(run: Path, classes: int, many: bool) -> None:
+    folder = run / "analysis"
+    summary = json.loads((folder / "analysis.json").read_text())
+    summary["class_names"] = [f"class {number}" for number in range(classes)]
+    (folder / "analysis.json").write_text(json.dumps(summary))
+    arrays = dict(np.load(folder / "run.npz"))
+    for key in ("images/labels", "images/indices"):
+        arrays[key] = np.arange(classes)
+    arrays["images/thumbnails"] = np.zeros((classes, 4, 4, 3), np.uint8)
+    arrays["embedding/images_pca"] = arrays["embedding/images_tsne"] = np.zeros((classes, 2))
+    np.savez(folder / "run.npz", **arrays)
+    page, found = read(write_report(run))
+    assert data_of(page)["points"]["many"] is many  # type: ignore[index]
+    assert (f"{classes} classes are more than colours can tell apart" in found.text) is many
+    assert any("data-legend" in attributes for _, attributes in found.tags) is not many
+
+
 def test_a_sheet_has_a_place_for_each() -> None:
     stack = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
     found = thumbnail_sheet(stack)
@@ -220,6 +239,18 @@ def test_runs_that_looked_at_the_same_images_share_the_page(tmp_path: Path) -> N
     assert "run3: cosine at 1 0.75." in str(figures[0]["alt"])
     with Image.open(io.BytesIO(base64.b64decode(block(page, "figure-cosine_distance").split(",")[1]))) as picture:
         assert (str(picture.width), str(picture.height)) == (figures[0]["width"], figures[0]["height"])
+
+
+def test_untrained_networks_stay_out_of_a_comparison(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("left", "right")]
+    for folder in runs:
+        write_analysis(folder / "analysis", (folder.name, "random_init"), ((4, 4), (4, 4)))
+    page, found = read(write_report(runs))
+    assert data_of(page)["encoders"] == ["left", "right"]
+    assert "Networks with fresh weights are left out of a comparison" in found.text
+    page, found = read(write_report(runs[0]))
+    assert data_of(page)["encoders"] == ["left", "random_init"]
+    assert "Networks with fresh weights" not in found.text
 
 
 def test_more_than_four_encoders_are_chosen_from(tmp_path: Path) -> None:
@@ -347,6 +378,14 @@ def test_segmentations_are_triples_with_a_legend(tmp_path: Path) -> None:
     assert hexadecimal(np.asarray(target)[9, 3]) == colours[1]
     assert "75.3 % of the pixels right" in str(pictures[0]["alt"])
     assert "<script>alert" not in page
+
+
+def test_every_class_has_a_colour_of_its_own() -> None:
+    for count in (1, 12, 13, 60):
+        names = ["background", *(f"class {number}" for number in range(count))]
+        colours = class_colours(names)
+        assert len(set(colours)) == count + 1 and all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+        assert colours[0] == BACKGROUND
 
 
 def test_broken_examples_of_a_segmentation_are_named(run: Path) -> None:

@@ -1,5 +1,7 @@
 """Examples of a segmentation: the image, its true classes and the predicted ones, in the same colours."""
 
+import colorsys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,14 +12,19 @@ from halfseen.reports.inside.packing import encoded, picture_uri
 from halfseen.reports.runfiles import SegmentationSet
 from halfseen.reports.tables import visible
 
-COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e69f00", "#999933", "#882255", "#44aa99")
-"""Classes in order of their numbers, told apart by colour-blind readers as far as so many can be."""
+COLOURS = (
+    "#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#e69f00", "#332288", "#44aa99", "#8c564b",
+    "#f7b6d2", "#b2df8a",
+)  # fmt: skip
+"""Of the classes in order, told apart by colour-blind readers as far as so many can be."""
+BACKGROUND = "#5b626c"
+"""Quiet, so that the things stand out; for a class of that name."""
 NO_CLASS = "#ffffff"
 LARGEST_PICTURE = 192
 
 
 class LegendEntry(NamedTuple):
-    """A class and its colour; `hue` names no class where the colour is that of pixels without one."""
+    """A class and its colour."""
 
     name: str
     colour: str
@@ -45,7 +52,7 @@ class SegmentationView(NamedTuple):
 
 def view_segmentation(examples: SegmentationSet) -> SegmentationView:
     names = [visible(name) for name in examples.names]
-    colours = class_colours(len(names))
+    colours = class_colours(names)
     table = np.array([*(_rgb(colour) for colour in colours), *([_rgb(NO_CLASS)] * (256 - len(colours)))], np.uint8)
     triples = []
     for number, (image, target, prediction, miou) in enumerate(
@@ -68,22 +75,25 @@ def view_segmentation(examples: SegmentationSet) -> SegmentationView:
     legend = [LegendEntry(names[label], colours[label]) for label in used if label < len(names)]
     if (used >= len(names)).any():
         legend.append(LegendEntry("no class", NO_CLASS))
-    note = "" if len(names) <= len(COLOURS) else f"{len(names)} classes: neighbours in the legend look alike."
+    note = "" if len(legend) <= len(COLOURS) + 1 else f"{len(legend)} colours are more than can surely be told apart."
     height, width = examples.images.shape[1:3]
     return SegmentationView(triples, legend, int(width), int(height), note)
 
 
-def class_colours(count: int) -> list[str]:
-    """A colour for each class: a palette of ten, for more a circle of hues in three lightnesses."""
-    if count <= len(COLOURS):
-        return list(COLOURS[:count])
-    import colorsys
+def class_colours(names: Sequence[str]) -> list[str]:
+    """A colour for each class: grey for a background, a palette for a dozen others, a circle of hues for more."""
+    things = [name for name in names if name != "background"]
+    if len(things) <= len(COLOURS):
+        palette = list(COLOURS[: len(things)])
+    else:
+        hues = [number * 0.61803 % 1 for number in range(len(things))]
+        palette = [_hexadecimal(hue, (0.4, 0.55, 0.7)[number % 3]) for number, hue in enumerate(hues)]
+    following = iter(palette)
+    return [BACKGROUND if name == "background" else next(following) for name in names]
 
-    found = []
-    for number in range(count):
-        red, green, blue = colorsys.hls_to_rgb(number * 0.61803 % 1, (0.4, 0.55, 0.7)[number % 3], 0.6)
-        found.append(f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}")
-    return found
+
+def _hexadecimal(hue: float, lightness: float) -> str:
+    return "#" + "".join(f"{round(255 * part):02x}" for part in colorsys.hls_to_rgb(hue, lightness, 0.6))
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

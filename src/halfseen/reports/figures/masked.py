@@ -61,7 +61,7 @@ def masked_training(files: AnalysisFiles) -> "Figure | None":
     for encoder in found:
         ratios = np.asarray(encoder.arrays["masking/learned_ratios"], dtype=np.float64)
         plot_curve(axes[0, 0], line_of(files, encoder), ratios, np.asarray(encoder.arrays["masking/learned_accuracy"]))
-    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylim(0, 1.02)
     finish_axis(axes[0, 0], "Share of patches dropped while learning", "Accuracy on whole images")
     return figure
 

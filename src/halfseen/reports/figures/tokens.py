@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from halfseen.reports.analysis_files import AnalysisFiles, AnalyzedEncoderFiles
@@ -35,7 +36,7 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
         return None
     names = [name.replace("_", " ") for name in _reference_names(found[0])]
     masked = "images/pixel_classes" in found[0].arrays
-    tops = ["image", "classes of its pixels"] if masked else ["image"]
+    tops = ["image", "classes of\nits pixels"] if masked else ["image"]
     figure = new_figure(3.0 * len(found) + 0.9, 2.6 * (len(names) + len(tops)))
     axes = figure.subplots(len(names) + len(tops), len(found), squeeze=False)
     for column, encoder in enumerate(found):
@@ -45,10 +46,8 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
         axes[0, column].set_title(plain(encoder.row.name), fontsize=9)
         size = encoder.arrays["images/shown"].shape[1] / rows
         if masked:
-            classes = np.asarray(encoder.arrays["images/pixel_classes"][0])
-            known = np.ma.masked_greater_equal(classes, len(files.summary.mask_names))
             axes[1, column].imshow(
-                known, cmap="gray", vmin=0, vmax=max(1, len(files.summary.mask_names) - 1), interpolation="nearest"
+                _shades(encoder, len(files.summary.mask_names)), cmap="gray", interpolation="nearest"
             )
             strip_axis(axes[1, column])
         for number, reference in enumerate(references):
@@ -72,6 +71,14 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
     name_rows(axes, [*tops, *(f"{number}: {name}" for number, name in enumerate(names, start=1))])
     write_title(figure, "Patch token cosine similarity (reference patch vs all patches)")
     return figure
+
+
+def _shades(encoder: AnalyzedEncoderFiles, count: int) -> NDArray[np.generic]:
+    """The first image's classes of pixels, those that it has evenly over a scale; NaN where there is none."""
+    classes = np.asarray(encoder.arrays["images/pixel_classes"][0])
+    shades = np.searchsorted(np.unique(classes), classes).astype(np.float64)
+    shades[classes >= count] = np.nan
+    return shades
 
 
 def similarity_facts(files: AnalysisFiles) -> dict[str, JsonValue] | None:

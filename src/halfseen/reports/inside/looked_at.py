@@ -12,6 +12,8 @@ from halfseen.errors import CheckpointError
 from halfseen.reports.analysis_files import AnalysisFiles, AnalyzedEncoderFiles, Arrays, read_analysis
 from halfseen.reports.tables import visible
 
+UNTRAINED = "random_init"
+"""What an analysis calls the network of a run with fresh weights."""
 FOLDER = "analysis"
 """A run's own analysis, in its folder."""
 
@@ -45,11 +47,13 @@ class Inside:
         encoders: in the order of the page.
         analyses: the analyses that they come from.
         problems: sentences about what can't be shown.
+        remarks: sentences about what was chosen.
     """
 
     encoders: list[Looked] = field(default_factory=list)
     analyses: list[AnalysisFiles] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def having(self, *arrays: str) -> list[Looked]:
         """The encoders that have all these arrays."""
@@ -114,14 +118,19 @@ def gather(folders: Sequence[tuple[str, Path]], joint: Path | None = None) -> In
             "`halfseen analyze` with all runs at once looks at the same ones."
         )
     encoders: list[Looked] = []
+    remarks = []
     for name, place, files in together:
-        for number, encoder in enumerate(files.encoders):
+        shown = files.encoders
+        if len(together) > 1 and len(trained := [each for each in shown if each.row.name != UNTRAINED]) < len(shown):
+            shown = trained
+            remarks = ["Networks with fresh weights are left out of a comparison; each run's own report shows its."]
+        for number, encoder in enumerate(shown):
             own = visible(encoder.row.name)
             label = own if joint is not None or len(folders) == 1 else visible(name)
-            if len(files.encoders) > 1 and len(together) > 1:
+            if len(shown) > 1 and len(together) > 1:
                 label = f"{visible(name)}: {own}"
             encoders.append(Looked(_distinct(label, encoders), place + number if place >= 0 else number, encoder))
-    return Inside(encoders, [files for _, _, files in together], problems)
+    return Inside(encoders, [files for _, _, files in together], problems, remarks)
 
 
 def _distinct(label: str, encoders: Sequence[Looked]) -> str:

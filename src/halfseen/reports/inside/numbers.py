@@ -155,5 +155,5 @@ def analysis_notes(inside: Inside) -> list[Note]:
     ]
     order = list(TOPICS.values())
     notes.sort(key=lambda note: order.index(note.topic) if note.topic in order else len(order))
-    general = dict.fromkeys(note for files in inside.analyses for note in files.summary.notes)
+    general = dict.fromkeys([*inside.remarks, *(note for each in inside.analyses for note in each.summary.notes)])
     return [*(Note("All", "", visible(note)) for note in general), *notes]

@@ -6,7 +6,7 @@ import numpy as np
 
 from halfseen.reports.inside.looked_at import Inside
 
-PALETTE = 7
+PALETTE = 6
 """Colours of classes that a colour-blind reader can tell apart; with two shapes twice as many classes."""
 WAYS = {"tsne": "t-SNE", "pca": "PCA"}
 
