@@ -51,28 +51,31 @@ class Measured(NamedTuple):
         return 2 * self.rate / (self.before + self.after)
 
 
-def peak_rate() -> float:
-    """Operations a second of the matrix product: the median of a few."""
+def peak_rate(repetitions: int) -> float:
+    """Operations a second of the matrix product: the median of some."""
     product = gemm("fp32")
     product()
     seconds = []
-    for _ in range(REPETITIONS):
+    for _ in range(repetitions):
         start = time.perf_counter()
         product()
         seconds.append(time.perf_counter() - start)
     return GEMM_FLOPS / statistics.median(seconds)
 
 
-def measure(train: int, queries: int, width: int, classes: int, k: tuple[int, ...]) -> Measured:
-    """Classify generated queries by generated samples."""
-    before, resting = peak_rate(), resident_now()
+def measure(
+    train: int, queries: int, width: int, classes: int, k: tuple[int, ...], repetitions: int = REPETITIONS
+) -> Measured:
+    """Classify generated queries by generated samples; `repetitions` of the matrix product before and after."""
+    before, resting = peak_rate(repetitions), resident_now()
     generator = torch.Generator().manual_seed(0)
     samples, asked = (torch.randn(count, width, generator=generator) for count in (train, queries))
     labels, truth = (torch.randint(classes, (count,), generator=generator) for count in (train, queries))
     start = time.perf_counter()
     scores = weighted_knn(samples, labels, asked, truth, k=k, num_classes=classes)
     seconds = time.perf_counter() - start
-    return Measured(scores, seconds, 2 * train * queries * width, before, peak_rate(), resting, resident_peak())
+    flops = 2 * train * queries * width
+    return Measured(scores, seconds, flops, before, peak_rate(repetitions), resting, resident_peak())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,8 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--k", type=int, nargs="+", default=[10, 20, 100, 200])
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="of the matrix product alone")
     options = parser.parse_args(arguments)
-    found = measure(options.train, options.queries, options.width, options.classes, tuple(options.k))
+    sizes = options.train, options.queries, options.width, options.classes
+    found = measure(*sizes, tuple(options.k), options.repetitions)
     threads = torch.get_num_threads()
     print(f"{options.queries} queries, {options.train} x {options.width} float32 samples, {threads} threads")
     print(

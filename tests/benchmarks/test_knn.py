@@ -8,7 +8,7 @@ from halfseen.evaluation.knn.votes import nearest
 
 
 def test_what_is_measured_is_the_whole_vote() -> None:
-    found = measure(train=600, queries=40, width=8, classes=5, k=(3, 20))
+    found = measure(train=600, queries=40, width=8, classes=5, k=(3, 20), repetitions=1)
     assert found.flops == 2 * 600 * 40 * 8
     assert found.share == pytest.approx(found.flops / found.seconds / ((found.before + found.after) / 2))
     assert [(score.k, len(score.rank)) for score in found.scores] == [(3, 40), (20, 40)]
@@ -25,7 +25,7 @@ def test_features_like_those_of_the_benchmark_find_their_neighbours(generator: t
 
 
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--train", "300", "--queries", "20", "--width", "8", "--classes", "4", "--k", "5"])
+    main(["--train", "300", "--queries", "20", "--width", "8", "--classes", "4", "--k", "5", "--repetitions", "1"])
     printed = capsys.readouterr().out
     assert "20 queries, 300 x 8 float32 samples" in printed
     assert "of the matrix product" in printed and "GB at most" in printed and "k = 5:" in printed

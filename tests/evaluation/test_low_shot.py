@@ -114,18 +114,6 @@ def test_splits_of_one_size_are_draws_whatever_they_are_called(train):
     assert [group.lambd for group in group_splits(single, train.source, 0.3)] == [0.3]
 
 
-def test_shuffled_training_labels_bring_everything_to_chance(tmp_path, make_images):
-    train = open_source(str(make_images(tmp_path / "train", 400, size=16, classes=2, seed=1)))
-    test = open_source(str(make_images(tmp_path / "test2", 400, size=16, classes=2, seed=2)))
-    honest = measure(Split(train, "train"), Split(test, "test"), draw_label_splits(train, fractions=(1.0,)))
-    assert honest.baselines["raw_pixels"]["top1"] > 90
-    train.labels = np.random.default_rng(0).permutation(train.labels)
-    result = measure(Split(train, "train"), Split(test, "test"), draw_label_splits(train, fractions=(1.0,)))
-    for metrics in (result.metrics, *result.baselines.values()):
-        for key in ("top1_all", "top1_all_lambda0.0025", "top1_all_lambda0.1"):
-            assert 35 < metrics[key] < 65, key
-
-
 def test_test_images_and_labels_influence_nothing(train, test, tmp_path, make_images):
     """The same images are classified alike whatever other images, and whatever labels, stand beside them."""
     splits = drawn(train, per_class=(3,))
@@ -232,8 +220,8 @@ def test_an_encoder_without_class_token_or_blocks_is_a_sentence(train, test):
 
 
 def test_a_solution_that_was_left_inexact_is_said(train, test):
-    splits = drawn(train, per_class=(5,))
-    notes = measure(train, test, splits, settings(tolerance=1e-40)).notes  # beyond what float64 can tell
+    splits = drawn(train, draws=1, per_class=(5,))
+    notes = measure(train, test, splits, settings(tolerance=1e-40, sweep=())).notes  # beyond what float64 can tell
     assert any("above the minimum of its objective" in note for note in notes)
     assert not any("above the minimum" in note for note in measure(train, test, splits).notes)
 

@@ -23,7 +23,8 @@ def encoder(seed: int) -> torch.nn.Module:
 def test_it_gives_what_the_protocol_gives_and_leaves_modes_and_random_numbers_alone() -> None:
     student, teacher = encoder(0).train(), encoder(1).train()
     student.trunk.blocks[0].eval()
-    train, test = open_source("bundled:fashion", "train"), open_source("bundled:fashion", "test")
+    train = open_source("bundled:fashion", "train").subset(range(900))
+    test = open_source("bundled:fashion", "test").subset(range(200))
     arguments = {"mean": MEAN, "std": STD, "image_size": 28, "seed": 0, "device": "cpu", "precision": "fp32"}
     measure = online_knn({"student": student, "teacher": teacher}, OnlineSplits(train, test), CONFIG, **arguments)
     state = torch.get_rng_state()
@@ -33,7 +34,7 @@ def test_it_gives_what_the_protocol_gives_and_leaves_modes_and_random_numbers_al
     assert set(found) == {"knn_student", "knn_teacher"} and found["knn_student"] != found["knn_teacher"]
     assert 20 < found["knn_student"] < 95
 
-    everything = CONFIG.model_copy(update={"online_max_train": 10_000, "online_max_test": 2_000})
+    everything = CONFIG.model_copy(update={"online_max_train": 900, "online_max_test": 200})
     whole = online_knn({"student": student}, OnlineSplits(train, test), everything, **arguments)()
     subject = Subject(student, None, MEAN, STD, "here", others={"teacher": teacher})
     result = knn_protocol(subject, Split(train, "train"), Split(test, "test"), CONFIG)
