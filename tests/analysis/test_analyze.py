@@ -259,6 +259,8 @@ def test_one_image_only() -> None:
     config = AnalyzeConfig.model_validate(QUICK)
     found = analyze([subject(name="a"), subject(name="b")], pictures(1, classes=1), config)
     alone = found.encoders[0]
+    few = one(pictures(1, classes=1), ["embedding"], tsne=True)
+    assert "embedding/pca" in few.arrays and "Without tsne: t-SNE: got 16 points" in few.notes["embedding"][0]
     assert found.notes == ["a|b: CKA between encoders needs at least two images."]
     for name, sentence in {
         "rank": "at least two images",

@@ -579,7 +579,7 @@ class _Work:
             self.tell(f"{self.subject.name}: noise", len(kept), len(frequencies))
         arrays: Arrays = {"frequencies": np.asarray(frequencies), "agreement": np.asarray(kept)}
         numbers = {"noise_agreement_low": kept[0], "noise_agreement_high": kept[-1]}
-        notes = [f"{own} images with noise of size {config.noise_eps:g} (before its band is cut out)."]
+        notes = [f"Images with noise: {own}, its size {config.noise_eps:g} before its band is cut out."]
         if clean is None:
             notes.append("Without accuracies: they need labels, and more images than get noise.")
         else:
@@ -641,7 +641,7 @@ class _Work:
             found = score.result()
             numbers |= {f"psnr_{space}_{region}": found.psnr, f"ssim_{space}_{region}": found.ssim}
         notes = (
-            f"{len(images)} images. normalized_all is KAMIM's convention: whole predictions in the network's space, "
+            f"Images: {len(images)}. normalized_all is KAMIM's convention: whole predictions in the network's space, "
             f"SSIM relative to the range of each batch of {config.batch_size}. pixel_*: range 1, predictions clipped; "
             "composite: visible patches pasted from the input.",
             note,

@@ -244,7 +244,7 @@ class SpectrumWatcher(Watcher):
             "token_change": _padded(changes),
             "num_images": np.asarray(len(first)),
         }
-        notes = [f"Token-level spectra are means of the first {len(first)} images."]
+        notes = [f"Token-level spectra are means over the first images: {len(first)}."]
         if image_before:
             arrays |= {"image_before": _padded(image_before), "image_after": _padded(image_after)}
         else:
@@ -508,13 +508,14 @@ class EmbeddingWatcher(Watcher):
             "pca": plane.points.numpy(),
             "pca_share": plane.share.numpy(),
         }
-        notes = []
+        notes: list[str] = []
         if self.tsne:
             some = torch.linspace(0, len(rows) - 1, min(len(rows), self.most_tokens)).round().long()
-            arrays["tsne"] = neighbour_embedding(rows[some], self.seed).numpy()
-            arrays["image_of_tsne"] = owner[some].numpy()
-            if len(some) < len(rows):
-                notes.append(f"t-SNE shows {len(some)} of {len(rows)} tokens, evenly spaced.")
+            arrays |= self._neighbours("tsne", rows[some], notes)
+            if "tsne" in arrays:
+                arrays["image_of_tsne"] = owner[some].numpy()
+                if len(some) < len(rows):
+                    notes.append(f"t-SNE shows {len(some)} of {len(rows)} tokens, evenly spaced.")
         one = principal_components(torch.cat([before[0], after[0]]), 2).points
         arrays |= {"one_before": one[: before.shape[1]].numpy(), "one_after": one[before.shape[1] :].numpy()}
         if images > 1:
@@ -526,21 +527,24 @@ class EmbeddingWatcher(Watcher):
             arrays["image_of_after"] = torch.arange(images).repeat_interleave(after.shape[1]).numpy()
         else:
             notes.append("Two images before and after attention need two images.")
-        every, said = self._images()
-        return Found(arrays | every, {}, (*notes, *said))
+        return Found(arrays | self._images(notes), {}, tuple(notes))
 
-    def _images(self) -> tuple[Arrays, list[str]]:
+    def _images(self, notes: list[str]) -> Arrays:
         """Every image as a point, by its mean token after the final norm."""
         rows = torch.cat(self._means)
         if len(rows) < 2:
-            return {}, ["A map of the images needs two images."]
+            notes.append("A map of the images needs two images.")
+            return {}
         arrays: Arrays = {"images_pca": principal_components(rows, 2).points.numpy()}
-        if self.tsne:
-            try:
-                arrays["images_tsne"] = neighbour_embedding(rows, self.seed).numpy()
-            except ShapeError as error:
-                return arrays, [f"Without t-SNE of the images: {error}"]
-        return arrays, []
+        return arrays | self._neighbours("images_tsne", rows, notes) if self.tsne else arrays
+
+    def _neighbours(self, name: str, rows: Tensor, notes: list[str]) -> Arrays:
+        """t-SNE under a name, or a sentence on why there is none."""
+        try:
+            return {name: neighbour_embedding(rows, self.seed).numpy()}
+        except ShapeError as error:
+            notes.append(f"Without {name}: {error}")
+            return {}
 
 
 class RankWatcher(Watcher):

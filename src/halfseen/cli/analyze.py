@@ -1,5 +1,6 @@
 """`halfseen analyze`: what encoders have learned, looked at from within, one or several side by side."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -202,7 +203,7 @@ def _show(found: "Analysis", source: str, summary: Path, figures: int) -> None:
     for key, title in SHOWN_NUMBERS.items():
         values = [each.numbers.get(key) for each in found.encoders]
         if any(value is not None for value in values):
-            table.add_row(title, *("" if value is None else f"{value:.4g}" for value in values))
+            table.add_row(title, *("" if value is None or math.isnan(value) else f"{value:.4g}" for value in values))
     screen = console()
     screen.print(table)
     said: dict[tuple[str, str], list[str]] = {}
@@ -216,7 +217,8 @@ def _show(found: "Analysis", source: str, summary: Path, figures: int) -> None:
     for note in found.notes:
         screen.print(f"- {note}", soft_wrap=True)
     count = found.encoders[0].arrays["images/indices"].size
+    counted = "1 image" if count == 1 else f"{count} images"
     where = f"{summary}, arrays beside it"
     if figures:
         where += f", {figures} figures in {summary.parent / 'figures'}"
-    screen.print(f"Written: {where} ({count} images of {source}).", soft_wrap=True)
+    screen.print(f"Written: {where} ({counted} of {source}).", soft_wrap=True)
