@@ -310,3 +310,4 @@ def test_test_masks_change_no_weight(protocol: str, tmp_path: Path) -> None:
     assert results[0].curves == results[1].curves
     assert results[0].data["train"] == results[1].data["train"]
     assert results[0].metrics != results[1].metrics
+    assert all(each.labelled == each.n > 0 for each in results[0].data.values())  # by masks: no picture has a label
