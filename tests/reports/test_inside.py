@@ -14,8 +14,11 @@ from PIL import Image
 
 from halfseen.cli.main import run as command_line
 from halfseen.errors import CheckpointError
+from halfseen.reports.figures.analysis import FIGURES
 from halfseen.reports.inside.attention import build_attention
+from halfseen.reports.inside.drawn import CAPTIONS, LIGHT, MOVING
 from halfseen.reports.inside.looked_at import Inside, gather
+from halfseen.reports.inside.numbers import WORDS
 from halfseen.reports.inside.packing import evenly, plan_layers, quantise_pairs, thumbnail_sheet
 from halfseen.reports.inside.similarity import build_explorer
 from halfseen.reports.page import write_report
@@ -334,6 +337,19 @@ def test_numbers_are_in_words(run: Path) -> None:
     assert "cosine of neighbouring patches 0.75" in table.text
     assert "patch probe, held-out images (%) 50.0" in table.text
     assert "new one 3" in table.text and "RankMe" not in table.text
+
+
+def test_an_analysis_without_drawn_files_gets_light_figures(run: Path) -> None:
+    page, found = read(write_report(run))
+    assert [a["data-figure"] for _, a in found.tags if "data-figure" in a] == ["figure-cosine_distance"]
+    assert block(page, "figure-cosine_distance").startswith("data:image/png;base64,")
+    assert "Only the light figures are here" in found.text
+    assert CAPTIONS.keys() >= LIGHT
+
+
+def test_every_figure_of_an_analysis_has_its_place() -> None:
+    assert CAPTIONS.keys() | MOVING == FIGURES.keys() and not CAPTIONS.keys() & MOVING
+    assert {key for caption in CAPTIONS.values() for key in caption.numbers} <= WORDS.keys()
 
 
 def test_drawn_files_are_embedded_small(run: Path) -> None:

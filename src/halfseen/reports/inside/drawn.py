@@ -160,6 +160,13 @@ CAPTIONS: dict[str, Caption] = {
         "Across: share of patches dropped. Up: cosine to the whole image, own image nearest, neighbours of its class",
         ("agreement_least", "own_first_least"),
     ),
+    "masked_training": Caption(
+        "Learning from half-seen images",
+        "What a classifier knows of whole images that has learned from half-seen ones only; a flat line means that "
+        "little is lost.",
+        "Across: share of patches dropped while learning. Up: accuracy on whole images",
+        ("learned_whole", "learned_least"),
+    ),
     "noise_robustness": Caption(
         "Robustness to noise",
         "Which frequencies the encoder relies on: noise there moves its features most.",
@@ -167,7 +174,17 @@ CAPTIONS: dict[str, Caption] = {
         ("noise_agreement_low", "noise_agreement_high"),
     ),
 }
-"""The figures that the page shows, in its order; the others have sections that move."""
+"""The figures that the page shows, in its order."""
+MOVING = frozenset({"attention", "attention_heads", "similarity", "pca_rgb", "masked_neighbours", "reconstruction"})
+"""Figures that the page leaves out: it has sections that move in their place."""
+LIGHT = frozenset(
+    {
+        "attention_distance", "normalized_mi", "fourier_analysis", "feature_variance", "singular_change", "cka_images",
+        "cosine_distance", "variance", "eigenvalues", "patch_probe", "layer_probe", "masked_agreement",
+        "masked_training",
+    }
+)  # fmt: skip
+"""Figures of a few lines, drawn while the page is written where an analysis has left none: together two seconds."""
 BETWEEN = ("cka_images", "cka_tokens")
 """Figures that need what single analyses don't have: pairs of encoders."""
 
@@ -192,13 +209,17 @@ class Drawn(NamedTuple):
 
 
 def build_figures(inside: Inside) -> Drawn:
-    """The drawn files of a single analysis; of several, figures that show their encoders together."""
+    """The drawn files of a single analysis, or light figures where it has none; of several, figures of all encoders."""
     figures, blocks, notes = [], [], []
-    joint = None if len(inside.analyses) == 1 else _together(inside)
+    several = len(inside.analyses) > 1
+    files, folder = _together(inside) if several else inside.analyses[0], inside.analyses[0].folder / "figures"
+    from_files = not several and folder.is_dir()
     spent = 0
     for key, caption in CAPTIONS.items():
+        if (several and key in BETWEEN) or (not several and not from_files and key not in LIGHT):
+            continue
         try:
-            picture = _from_files(inside.analyses[0].folder / "figures", key) if joint is None else _draw(joint, key)
+            picture = _from_files(folder, key) if from_files else _draw(files, key)
         except (OSError, ValueError, KeyError, IndexError) as error:
             notes.append(f"The figure '{caption.title}' can't be shown ({type(error).__name__}).")
             continue
@@ -212,7 +233,9 @@ def build_figures(inside: Inside) -> Drawn:
         alt = f"{caption.title}. {caption.axes}. {_numbers(inside, caption)}".strip()
         figures.append(DrawnFigure(block, caption.title, caption.lesson, alt, picture.width, picture.height))
         blocks.append(Packed(block, picture.uri))
-    if joint is not None and inside.having("cka/images"):
+    if not several and not from_files:
+        notes.append("Only the light figures are here: `halfseen analyze` draws all of them.")
+    if several and inside.having("cka/images"):
         notes.append(
             "Without the alignment of layers (CKA) between these encoders: `halfseen analyze` with all of them at once "
             "measures it, `halfseen report --analysis FOLDER` shows it."
@@ -278,8 +301,6 @@ def _together(inside: Inside) -> AnalysisFiles:
 
 
 def _draw(files: AnalysisFiles, key: str) -> _Small | None:
-    if key in BETWEEN:
-        return None
     figure = FIGURES[key](files)
     if figure is None:
         return None

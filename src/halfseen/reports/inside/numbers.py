@@ -53,6 +53,8 @@ GROUPS: dict[str, dict[str, Words]] = {
         "agreement_least": Words("cosine to the whole image at the largest mask ratio"),
         "own_first_least": Words("own image is the nearest at the largest mask ratio", "%", True),
         "shared_neighbours": Words("neighbours that all masks share", "%", True),
+        "learned_whole": Words("classifier learned from whole images, on whole ones", "%", True),
+        "learned_least": Words("the same, learned from images at the largest mask ratio", "%", True),
         "average_distance": Words("distance of hidden pixels to the nearest visible one", "px"),
         "psnr_pixel_masked": Words("PSNR, hidden pixels", "dB"),
         "psnr_pixel_composite": Words("PSNR, prediction pasted in", "dB"),
