@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from benchmarks.clock import resident_peak
-from halfseen.analysis.analyze import AnalyzedEncoder, analyze
+from halfseen.analysis.analyze import analyze
 from halfseen.analysis.analyze_config import ANALYSES, AnalyzeConfig
+from halfseen.analysis.findings import AnalyzedEncoder
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.weights import load_encoder
 from halfseen.data.sources import ArraySource

@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfseen.analysis.analyze import AnalyzedEncoder, EncoderAnalysis, analyze
+from halfseen.analysis.analyze import analyze
 from halfseen.analysis.analyze_config import ANALYSES, AnalysisName, AnalyzeConfig
 from halfseen.analysis.attention import attention_distance, patch_distances
+from halfseen.analysis.findings import AnalyzedEncoder, EncoderAnalysis
 from halfseen.analysis.geometry import TokenGeometry
 from halfseen.analysis.masked_views import agreement, draw_visible, learned_half_seen, retrieve, shared_neighbours
-from halfseen.analysis.watchers import AttentionWatcher, FourierWatcher, GeometryWatcher, Place, SimilarityWatcher
+from halfseen.analysis.watchers.attention import AttentionWatcher
+from halfseen.analysis.watchers.base import Place
+from halfseen.analysis.watchers.features import GeometryWatcher
+from halfseen.analysis.watchers.spectra import FourierWatcher
+from halfseen.analysis.watchers.tokens import SimilarityWatcher
 from halfseen.backbones.base import BlockView, Encoder, Features, Tokens
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig

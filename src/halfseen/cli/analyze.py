@@ -12,8 +12,8 @@ from halfseen.config.load import Layer, is_override, load_config
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from halfseen.analysis.analyze import Analysis, AnalyzedEncoder
     from halfseen.analysis.analyze_config import AnalysisName
+    from halfseen.analysis.findings import Analysis, AnalyzedEncoder
 
 FOLDER = "analysis"
 SHOWN_NUMBERS = {
@@ -157,7 +157,7 @@ def _load(
     methods: bool,
 ) -> "list[AnalyzedEncoder]":
     """The encoders, and the methods of those that belong to runs where reconstructions are wanted."""
-    from halfseen.analysis.analyze import AnalyzedEncoder
+    from halfseen.analysis.findings import AnalyzedEncoder
     from halfseen.backbones.weights import load_encoder
     from halfseen.pretraining.build import load_method
 
@@ -173,7 +173,7 @@ def _fresh(
     word: str, run: Run | None, role: str | None, image_size: int | None, pretrained: bool, seed: int
 ) -> "AnalyzedEncoder":
     """An encoder's network as its training begins."""
-    from halfseen.analysis.analyze import RANDOM_INIT, AnalyzedEncoder
+    from halfseen.analysis.findings import RANDOM_INIT, AnalyzedEncoder
     from halfseen.backbones.weights import load_encoder
     from halfseen.cli.inputs import same_network
 
@@ -184,7 +184,7 @@ def _fresh(
 
 def _names(words: list[str]) -> list[str]:
     """Short names for files and figures, none of them twice."""
-    from halfseen.analysis.analyze import file_name
+    from halfseen.analysis.findings import file_name
 
     names: list[str] = []
     for word in words:

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from halfseen.analysis.analyze import RANDOM_INIT, AnalyzedEncoder, analyze, file_name
+from halfseen.analysis.analyze import analyze
 from halfseen.analysis.analyze_config import ANALYSES, AnalyzeConfig
+from halfseen.analysis.findings import RANDOM_INIT, AnalyzedEncoder, file_name
 from halfseen.analysis.reconstruct import reconstruct_images
 from halfseen.backbones.weights import export_encoder
 from halfseen.data.sources import Source, has_split, open_source
