@@ -31,6 +31,8 @@ def test_a_model_a_result_and_a_picture(segmented: Path) -> None:
     assert set(result["baselines"]) == {"random_init", "largest_class"}
     with Image.open(segmented / "model" / "figures" / "segmentation_example.png") as picture:
         assert picture.width > 400 and len(np.unique(np.asarray(picture.convert("L")))) > 20
+    beside = np.load(segmented / "out" / "viny-segmentation.npz")
+    assert beside["images"].shape[:3] == beside["predictions"].shape
     about = json.loads((segmented / "model" / "encoder.json").read_text())
     assert about["segmentation"]["classes"][0] == "background"
 

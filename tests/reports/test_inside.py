@@ -378,7 +378,7 @@ def test_segmentations_are_triples_with_a_legend(tmp_path: Path) -> None:
     targets[:, 4:, :] = 1
     targets[0, 0, 0] = 255
     np.savez(
-        folder / "figures" / "segmentation_example.npz",
+        folder / "evaluations" / "viny-segmentation.npz",
         images=np.full((2, SIZE, SIZE, 3), 120, np.uint8), targets=targets, predictions=np.ones_like(targets),
         miou=np.array([0.375, np.nan]), names=np.array(["ground", CLASS_NAMES[1], "unused"]),
     )  # fmt: skip
@@ -405,6 +405,6 @@ def test_every_class_has_a_colour_of_its_own() -> None:
 
 
 def test_broken_examples_of_a_segmentation_are_named(run: Path) -> None:
-    (run / "figures" / "segmentation_example.npz").write_bytes(b"PK")
+    (run / "evaluations" / "viny-segmentation.npz").write_bytes(b"PK")
     _, found = read(write_report(run))
-    assert "figures/segmentation_example.npz can't be read" in found.text
+    assert "evaluations/viny-segmentation.npz can't be read" in found.text

@@ -68,8 +68,8 @@ def console() -> "Console":
     return out
 
 
-def show_result(result: "Result", run: Run | None, out: Path | None) -> None:
-    """Write a result into `out`, the run's folder or ./evaluations, and print it."""
+def show_result(result: "Result", run: Run | None, out: Path | None) -> Path:
+    """Write a result into `out`, the run's folder or ./evaluations, and print it; the file that was written."""
     from halfseen.reports.runfiles import Evaluation
     from halfseen.reports.tables import result_table
 
@@ -82,6 +82,7 @@ def show_result(result: "Result", run: Run | None, out: Path | None) -> None:
     screen.print(f"Written: {path}", soft_wrap=True)
     if run is not None and folder == run.folder / EVALUATIONS:
         screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)
+    return path
 
 
 @contextmanager

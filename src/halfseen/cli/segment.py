@@ -153,8 +153,7 @@ def command(
             resume=resume,
             on_progress=on_progress,
         )
-    show_result(result, run, out)
-    _show_folder(folder)
+    _show_folder(folder, show_result(result, run, out))
 
 
 def _measure(
@@ -188,12 +187,15 @@ def _measure(
     )
 
 
-def _show_folder(folder: Path) -> None:
-    """Draw the examples and say what lies in the folder."""
+def _show_folder(folder: Path, result: Path) -> None:
+    """Draw the examples, put their arrays beside the result too, for a report, and say what lies in the folder."""
+    import shutil
+
     from halfseen.cli.inputs import console
     from halfseen.evaluation.segmentation.saved import EXAMPLES
     from halfseen.reports.figures.pictures import draw_segmentation
 
+    shutil.copyfile(folder / EXAMPLES, result.with_suffix(".npz"))
     screen = console()
     screen.print(f"Examples: {draw_segmentation(folder / EXAMPLES)}", soft_wrap=True)
     if (folder / "encoder.safetensors").is_file():

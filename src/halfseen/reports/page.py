@@ -74,7 +74,7 @@ class RunView(NamedTuple):
     findings: list[Finding]
     problems: list[str]
     gallery: Gallery | None
-    segmentation: SegmentationView | None
+    segmentations: list[SegmentationView]
     evaluations: list[EvaluationView]
     skipped: list[SkippedEntry]
     skipped_count: int
@@ -171,7 +171,7 @@ def _view(run: RunFiles, name: str) -> RunView:
         findings=run.findings,
         problems=run.problems,
         gallery=None if run.pictures is None else build_gallery(run.pictures),
-        segmentation=None if run.segmentation is None else view_segmentation(run.segmentation),
+        segmentations=[view_segmentation(name, examples) for name, examples in run.segmentations.items()],
         evaluations=[view_evaluation(result) for result in run.evaluations],
         skipped=[SkippedEntry(visible(entry.path), visible(entry.reason)) for entry in skipped[:MOST_SKIPPED]],
         skipped_count=len(skipped),

@@ -130,7 +130,7 @@ class RunFiles:
         findings: health sentences, the newest of each kind, in the order of their steps.
         evaluations: by protocol name.
         pictures: reconstructions, if there are any.
-        segmentation: example images of a segmentation, if there are any.
+        segmentations: protocol -> example images of a segmentation.
     """
 
     name: str
@@ -143,7 +143,7 @@ class RunFiles:
     findings: list[Finding]
     evaluations: list[Evaluation]
     pictures: PictureSet | None
-    segmentation: SegmentationSet | None
+    segmentations: dict[str, SegmentationSet]
     problems: list[str] = field(default_factory=list)
 
     def setting(self, dotted: str) -> Json:
@@ -196,7 +196,7 @@ def read_run(folder: Path) -> RunFiles:
         findings=read_findings(folder / "metrics.jsonl", folder / "health.jsonl"),
         evaluations=_read_evaluations(folder / "evaluations", problems),
         pictures=_read_pictures(folder / "figures" / "reconstruction.npz", problems),
-        segmentation=_read_segmentation(folder / "figures" / "segmentation_example.npz", problems),
+        segmentations=_read_segmentations(folder / "evaluations", problems),
         problems=problems,
     )
 
@@ -299,14 +299,14 @@ def read_segmentation(path: Path) -> SegmentationSet:
         raise CheckpointError(f"'{path}' holds no examples of a segmentation ({type(error).__name__}).") from None
 
 
-def _read_segmentation(path: Path, problems: list[str]) -> SegmentationSet | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_segmentation(path)
-    except CheckpointError:
-        problems.append(f"figures/{path.name} can't be read; left out.")
-        return None
+def _read_segmentations(folder: Path, problems: list[str]) -> dict[str, SegmentationSet]:
+    found = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            found[path.stem] = read_segmentation(path)
+        except CheckpointError:
+            problems.append(f"evaluations/{path.name} can't be read; left out.")
+    return found
 
 
 def _read_text(path: Path) -> str:

@@ -41,8 +41,9 @@ class Triple(NamedTuple):
 
 
 class SegmentationView(NamedTuple):
-    """A run's examples."""
+    """Examples of a protocol."""
 
+    protocol: str
     triples: list[Triple]
     legend: list[LegendEntry]
     width: int
@@ -50,7 +51,7 @@ class SegmentationView(NamedTuple):
     note: str
 
 
-def view_segmentation(examples: SegmentationSet) -> SegmentationView:
+def view_segmentation(protocol: str, examples: SegmentationSet) -> SegmentationView:
     names = [visible(name) for name in examples.names]
     colours = class_colours(names)
     table = np.array([*(_rgb(colour) for colour in colours), *([_rgb(NO_CLASS)] * (256 - len(colours)))], np.uint8)
@@ -77,7 +78,7 @@ def view_segmentation(examples: SegmentationSet) -> SegmentationView:
         legend.append(LegendEntry("no class", NO_CLASS))
     note = "" if len(legend) <= len(COLOURS) + 1 else f"{len(legend)} colours are more than can surely be told apart."
     height, width = examples.images.shape[1:3]
-    return SegmentationView(triples, legend, int(width), int(height), note)
+    return SegmentationView(visible(protocol), triples, legend, int(width), int(height), note)
 
 
 def class_colours(names: Sequence[str]) -> list[str]:
