@@ -16,6 +16,7 @@ last tap's norm is the encoder's own final norm, so an exported encoder gives th
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Annotated, Literal, NamedTuple, cast
 
@@ -49,6 +50,7 @@ from halfseen.methods.base import (
     VFlip,
     one_crop,
 )
+from halfseen.ops.local_backward import backward_at_once
 from halfseen.ops.losses import cell_mse
 from halfseen.ops.patches import patch_grid, patchify, pixel_mask, unpatchify
 from halfseen.ops.pixels import Channels, normalise
@@ -257,8 +259,10 @@ class LocalMIM(Method):
 
     def compare(self, images: Float[Tensor, "B 3 H W"], hidden: Hidden) -> StepOutput:
         """Loss of normalised images of which `hidden` isn't seen."""
+        # First, because what it computes in between would otherwise stand in memory beside the encoder's activations.
+        histograms = None if self.hog is None else self.hog(images, start=self.gone)
         seen = self.see(images, hidden, self.live)
-        return self.score(seen, self._targets(images, seen))
+        return self.score(seen, self._targets(images, seen, histograms))
 
     def score(self, seen: Sequence[Seen], targets: Iterable[Float[Tensor, "B _ _"]]) -> StepOutput:
         """Loss of the living branches, from what they see and the targets of the cells that each predicts."""
@@ -266,7 +270,8 @@ class LocalMIM(Method):
         for branch, at, target in zip(self.live, seen, targets, strict=True):
             decoder = self._branch(branch)
             weights = decoder.weights(at.hidden_ids)
-            losses.append(cell_mse(decoder(*at), target, weights))
+            term = partial(_branch_loss, decoder, at, target, weights)
+            losses.append(backward_at_once(term, at.tokens, list(decoder.parameters())))
             mean_losses.append(cell_mse(target.mean().expand_as(target), target, weights))
         loss = self._join(losses)
         metrics = {
@@ -401,23 +406,30 @@ class LocalMIM(Method):
             seen.append(Seen(norms[branch](found.tokens), found.visible_ids, found.hidden_ids))
         return seen
 
-    def _targets(self, images: Tensor, seen: Sequence[Seen]) -> Iterator[Tensor]:
-        """The targets of the cells that each living branch predicts, in their order."""
+    def _targets(self, images: Tensor, seen: Sequence[Seen], histograms: Sequence[Tensor] | None) -> Iterator[Tensor]:
+        """The targets of the cells that each living branch predicts, in their order, out of HOG's or of pixels."""
         cells = [self._branch(branch).cells(at.hidden_ids) for branch, at in zip(self.live, seen, strict=True)]
-        if self.hog is None:
+        if histograms is None:
             for branch, ids in zip(self.live, cells, strict=True):
                 every = ids.expand(len(images), -1)
                 yield pixel_target(images, self.cell_sizes[branch], ids=every, standardise=self.config.norm_pix_loss)
             return
         rows = torch.arange(len(images), device=images.device)[:, None]
-        for histograms, ids in zip(self.hog(images, start=self.gone), cells, strict=True):
-            yield histograms[rows, ids]
+        for scale, ids in zip(histograms, cells, strict=True):
+            yield scale[rows, ids]
 
     def _join(self, losses: Sequence[Tensor]) -> Tensor:
         """The losses of the living branches as one."""
         weights = self.config.branch_weights or (1.0,) * len(self.taps)
         total = torch.stack([weights[branch] * loss for branch, loss in zip(self.live, losses, strict=True)]).sum()
         return total / len(losses) if self.config.loss_reduction == "mean" else total
+
+
+def _branch_loss(
+    decoder: ScaleDecoder, seen: Seen, target: Tensor, weights: Tensor | None, tokens: Tensor
+) -> Float[Tensor, ""]:
+    """A branch's error with `tokens` in place of those of `seen`."""
+    return cell_mse(decoder(tokens, seen.visible_ids, seen.hidden_ids), target, weights)
 
 
 def _blocks(config: LocalMIMConfig, encoder: ViTEncoder, side: int) -> list[Tap]:

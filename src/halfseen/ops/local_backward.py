@@ -1,0 +1,61 @@
+"""The backward pass of one term of a loss, run as soon as the term is known.
+
+Where a loss is a sum of terms that share an encoder and nothing else, each term's own activations are needed only
+between its forward and its backward pass. Running that backward pass at once keeps the activations of one term in
+memory instead of those of all; the number of operations stays the same.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def backward_at_once(
+    term: Callable[[Tensor], Float[Tensor, ""]], shared: Float[Tensor, "..."], own: Sequence[Tensor]
+) -> Float[Tensor, ""]:
+    """`term(shared)`, whose activations are given up before this returns.
+
+    The gradients are those of the plain call but for rounding: they are computed for a factor of 1 and multiplied by
+    the true one later. Under float16 autocast the term is computed plainly, because the factor that keeps small
+    gradients from vanishing would come too late; so it is where no gradient is asked for.
+
+    Args:
+        term: gives a scalar from `shared`. It may draw no random numbers that `own` or `shared` don't determine.
+        shared: what other terms use too, e.g. tokens of an encoder.
+        own: the parameters of `term`, which nothing else uses; those that need no gradient are left out by itself.
+    Returns:
+        The scalar, with a graph that leads to `shared` and `own`.
+    """
+    learning = [parameter for parameter in own if parameter.requires_grad]
+    if not torch.is_grad_enabled() or not (learning or shared.requires_grad) or _half(shared.device.type):
+        return term(shared)
+    value: Tensor = _AtOnce.apply(term, shared, *learning)
+    return value
+
+
+def _half(device: str) -> bool:
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+
+
+class _AtOnce(torch.autograd.Function):
+    """Keeps gradients from the forward pass to the backward one, instead of activations."""
+
+    @staticmethod
+    def forward(ctx: Any, term: Callable[[Tensor], Tensor], shared: Tensor, *own: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = shared.detach().requires_grad_(shared.requires_grad)
+            value = term(leaf)
+        wanted = [leaf, *own] if shared.requires_grad else list(own)
+        found = list(torch.autograd.grad(value, wanted, allow_unused=True))
+        if not shared.requires_grad:
+            found.insert(0, None)  # type: ignore[arg-type]
+        ctx.save_for_backward(*found)
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> Any:
+        (factor,) = factors
+        return None, *(None if each is None else each * factor.to(each.dtype) for each in ctx.saved_tensors)
