@@ -15,7 +15,7 @@ from halfseen.analysis.findings import EncoderAnalysis
 from halfseen.analysis.look import Look
 from halfseen.analysis.own_passes import masking, noise, reconstruction
 from halfseen.analysis.watchers.attention import AttentionWatcher
-from halfseen.analysis.watchers.base import Found, Place, Watcher
+from halfseen.analysis.watchers.base import Found, Place, Rows, Watcher
 from halfseen.analysis.watchers.features import GeometryWatcher, ProbeWatcher
 from halfseen.analysis.watchers.layers import probe_layers
 from halfseen.analysis.watchers.spectra import FourierWatcher, SpectrumWatcher
@@ -58,7 +58,7 @@ def _shared_pass(look: Look) -> UInt8[Tensor, "n 3 S S"]:
     keep = max(config.shown_images, config.masked_images, config.noise_images, config.reconstruction_images)
     images, masks = _pictures(look)
     watchers = _watchers(look, masks)
-    kept, indices, thumbnails = [], [], []
+    kept, indices, thumbnails = [], [], Rows()
     seconds, place = 0.0, Place(0, len(look.wanted))
     for views, rows in images:
         start = time.perf_counter()
@@ -67,7 +67,7 @@ def _shared_pass(look: Look) -> UInt8[Tensor, "n 3 S S"]:
         if place.first < keep:
             kept.append(views[: keep - place.first])
         indices.append(rows)
-        thumbnails.append(_thumbnails(views))
+        thumbnails.put("pictures", _thumbnails(views), place)
         place = place._replace(first=place.first + len(views))
         look.tell(look.subject.name, place.first, place.total)
     if place.first == 0:
@@ -93,7 +93,7 @@ def _shared_pass(look: Look) -> UInt8[Tensor, "n 3 S S"]:
         "images/labels": look.labels.numpy(),
         "images/shown": shown.permute(0, 2, 3, 1).contiguous().numpy(),
         **({} if masks is None else {"images/pixel_classes": masks[: len(shown)].to(torch.uint8).numpy()}),
-        "images/thumbnails": torch.cat(thumbnails).permute(0, 2, 3, 1).contiguous().numpy(),
+        "images/thumbnails": thumbnails["pictures"].permute(0, 2, 3, 1).contiguous().numpy(),
         "images/references": _references(look, shown, masks).numpy(),
         "images/paths": np.asarray([look.source.path(int(row)) for row in every[: len(first)]], dtype=np.str_),
     }

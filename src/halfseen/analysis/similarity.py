@@ -26,7 +26,8 @@ def linear_cka(first: Sequence[Float[Tensor, "n _"]], second: Sequence[Float[Ten
     counts = {len(matrix) for matrix in (*first, *second)}
     if len(counts) > 1:
         raise ShapeError(f"CKA: got matrices of {sorted(counts)} rows, expected the same rows in all of them.")
-    ours, theirs = [_centred(matrix) for matrix in first], [_centred(matrix) for matrix in second]
+    ours = [_centred(matrix) for matrix in first]
+    theirs = ours if first is second else [_centred(matrix) for matrix in second]
     scale_first = torch.stack([_product(x, x) for x in ours]).sqrt()
     scale_second = scale_first if first is second else torch.stack([_product(y, y) for y in theirs]).sqrt()
     rows: list[Tensor] = []

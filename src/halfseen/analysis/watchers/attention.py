@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from halfseen.analysis.attention import (
     attention_distance,
@@ -13,7 +12,7 @@ from halfseen.analysis.attention import (
     query_maps,
     uniform_distance,
 )
-from halfseen.analysis.watchers.base import Arrays, Found, Place, Watcher
+from halfseen.analysis.watchers.base import Arrays, Found, Place, Rows, Watcher
 from halfseen.backbones.base import BlockView
 from halfseen.errors import ShapeError
 
@@ -35,8 +34,7 @@ class AttentionWatcher(Watcher):
         self.patch_size, self.shown, self.queries = patch_size, shown, queries
         self._grid = (0, 0)
         self._distances = torch.empty(0)
-        self._measures: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
-        self._maps: dict[int, list[Tensor]] = {}
+        self._distance, self._information, self._maps = Rows(), Rows(), Rows()
 
     def block(self, view: BlockView, place: Place) -> None:
         if view.number == 0:
@@ -45,12 +43,11 @@ class AttentionWatcher(Watcher):
             raise ShapeError(NO_ATTENTION)
         prefix = view.tokens.prefix.shape[1]
         among = view.attention[..., prefix:, prefix:]
-        if not self._measures:
+        if not len(self._distances):
             self._grid = view.tokens.grid
             self._distances = patch_distances(self._grid, self.patch_size)
-        distance, information = self._measures.setdefault(view.number, ([], []))
-        distance.append(attention_distance(among, self._distances))
-        information.append(attention_information(among))
+        self._distance.put(view.number, attention_distance(among, self._distances), place)
+        self._information.put(view.number, attention_information(among), place)
         wanted = self.shown - place.first
         if wanted > 0:
             queries = default_queries(self._grid) if self.queries is None else self.queries
@@ -58,11 +55,11 @@ class AttentionWatcher(Watcher):
             if prefix:
                 own = view.attention[:wanted, :, 0, prefix:]
                 looked.append((own / own.sum(dim=-1, keepdim=True)).reshape(*own.shape[:2], *self._grid))
-            self._maps.setdefault(view.number, []).append(torch.stack(looked, dim=2).half().cpu())
+            self._maps.put(view.number, torch.stack(looked, dim=2).half(), place, self.shown)
 
     def result(self) -> Found:
-        distances = torch.stack([torch.cat(found[0]) for found in self._measures.values()])  # [L, n, heads]
-        information = torch.stack([torch.cat(found[1]) for found in self._measures.values()])
+        distances = torch.stack(self._distance.all())  # [L, n, heads]
+        information = torch.stack(self._information.all())
         uniform = uniform_distance(self._grid, self.patch_size)
         queries = default_queries(self._grid) if self.queries is None else self.queries
         arrays: Arrays = {
@@ -71,8 +68,8 @@ class AttentionWatcher(Watcher):
             "uniform_distance": np.asarray(uniform),
             "queries": np.asarray(queries, dtype=np.int64),
         }
-        if self._maps:
-            maps = torch.stack([torch.cat(found) for found in self._maps.values()])
+        if self._maps.names():
+            maps = torch.stack(self._maps.all())
             arrays["maps"] = maps.numpy()  # [L, S, heads, queries (and class token), rows, columns]
         last = distances[-1].mean(), information[-1].double().mean()
         numbers = {

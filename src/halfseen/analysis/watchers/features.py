@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from halfseen.analysis.geometry import TokenGeometry, probe_accuracy, train_patch_probe
 from halfseen.analysis.masked_views import retrieve
-from halfseen.analysis.watchers.base import HELD_OUT, Arrays, Found, ImageFeature, Place, Watcher, image_feature
+from halfseen.analysis.watchers.base import HELD_OUT, Arrays, Found, ImageFeature, Place, Rows, Watcher, image_feature
 from halfseen.backbones.base import BlockView, Features
 from halfseen.errors import ShapeError
 from halfseen.ops.effective_rank import alpha_req, rankme
@@ -58,7 +58,7 @@ class RankWatcher(Watcher):
 
     def __init__(self, shown: int, neighbours: int) -> None:
         self.shown, self.neighbours = shown, neighbours
-        self._features: dict[ImageFeature, list[Tensor]] = {}
+        self._features = Rows()
 
     def block(self, view: BlockView, place: Place) -> None:
         pass
@@ -66,17 +66,17 @@ class RankWatcher(Watcher):
     def output(self, features: Features, place: Place) -> None:
         kinds: tuple[ImageFeature, ...] = ("mean", "cls") if features.prefix.shape[1] else ("mean",)
         for kind in kinds:
-            self._features.setdefault(kind, []).append(image_feature(features, kind).cpu())
+            self._features.put(kind, image_feature(features, kind), place)
 
     def features(self, kind: ImageFeature) -> Float[Tensor, "n D"]:
         """Every image's feature vector after the final norm."""
-        return torch.cat(self._features[kind])
+        return self._features[kind]
 
     def result(self) -> Found:
         arrays: Arrays = {}
         numbers: dict[str, float] = {}
-        for kind in self._features:
-            rows = self.features(kind)
+        for kind in self._features.names():
+            rows = self._features[kind]
             if len(rows) < 2:
                 raise ShapeError("effective ranks need at least two images.")
             numbers |= {f"rankme_{kind}": rankme(rows), f"alpha_req_{kind}": alpha_req(rows)}
@@ -114,17 +114,17 @@ class ProbeWatcher(Watcher):
     def __init__(self, labels: Int64[Tensor, "n N"], num_classes: int, epochs: int, lr: float, seed: int) -> None:
         self.labels, self.num_classes = labels, num_classes
         self.epochs, self.lr, self.seed = epochs, lr, seed
-        self._tokens: list[Tensor] = []
+        self._tokens = Rows()
 
     def block(self, view: BlockView, place: Place) -> None:
         pass
 
     def output(self, features: Features, place: Place) -> None:
-        self._tokens.append(features.patches.float().cpu())
+        self._tokens.put("patches", features.patches.float(), place)
 
     @torch.enable_grad()
     def result(self) -> Found:
-        tokens = torch.cat(self._tokens)
+        tokens = self._tokens["patches"]
         labels = self.labels[: len(tokens)]
         known = labels[labels >= 0]
         trace = train_patch_probe(self._probe(tokens), [_in_batches(tokens, labels)] * self.epochs, self.lr)

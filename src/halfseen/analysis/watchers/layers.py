@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from halfseen.analysis.similarity import linear_cka
-from halfseen.analysis.watchers.base import HELD_OUT, Arrays, Found, Place, Watcher
+from halfseen.analysis.watchers.base import HELD_OUT, Arrays, Found, Place, Rows, Watcher
 from halfseen.backbones.base import BlockView
 from halfseen.errors import ShapeError
 from halfseen.ops.randomness import numpy_generator
@@ -26,8 +27,7 @@ class AlignmentWatcher(Watcher):
         self.token_rows, self.seed = token_rows, seed
         self.grid: tuple[int, int] | None = None
         self._whole_grid = True
-        self._tokens: dict[int, list[Tensor]] = {}
-        self._means: dict[int, list[Tensor]] = {}
+        self._tokens, self._means = Rows(), Rows()
         self._drawn = torch.empty(0, dtype=torch.int64)
 
     def block(self, view: BlockView, place: Place) -> None:
@@ -41,21 +41,21 @@ class AlignmentWatcher(Watcher):
                 for row in range(B)
             ]
             self._drawn = torch.from_numpy(np.stack(drawn)).to(patches.device)
-        self._means.setdefault(view.number, []).append(patches.float().mean(dim=1).cpu())
+        self._means.put(view.number, patches.float().mean(dim=1), place)
         self._whole_grid &= view.tokens.grid == self.grid
         if self._whole_grid:
             index = self._drawn[..., None].expand(-1, -1, patches.shape[-1])
-            self._tokens.setdefault(view.number, []).append(patches.gather(1, index).flatten(0, 1).float().cpu())
+            self._tokens.put(view.number, patches.gather(1, index).float(), place)
 
     @property
     def tokens(self) -> list[Tensor] | None:
         """Some tokens of every layer, row by row the same patches; None where the layers' grids differ."""
-        return [torch.cat(found) for found in self._tokens.values()] if self._whole_grid else None
+        return [found.flatten(0, 1) for found in self._tokens.all()] if self._whole_grid else None
 
     @property
     def means(self) -> list[Tensor]:
         """Every layer's mean tokens [n, D]."""
-        return [torch.cat(found) for found in self._means.values()]
+        return self._means.all()
 
     def result(self) -> Found:
         means, tokens = self.means, self.tokens
@@ -95,18 +95,31 @@ def align(first: AlignmentWatcher, second: AlignmentWatcher) -> Found:
     return Found(arrays, {}, notes)
 
 
+def hold_out_of_classes(labels: Int64[NDArray[np.int64], " n"]) -> Bool[NDArray[np.bool_], " n"]:
+    """Marks a fifth of the images of each class, and of small classes one image in some.
+
+    Not every fifth image: images come with their classes in turn, so that would hold out whole classes.
+    """
+    classes, number = np.unique(labels, return_inverse=True)
+    order = np.zeros(len(labels), dtype=np.int64)
+    for each in range(len(classes)):
+        members = number == each
+        order[members] = np.arange(members.sum())
+    return np.asarray((order + number) % HELD_OUT == HELD_OUT - 1)
+
+
 def probe_layers(means: Sequence[Float[Tensor, "n _"]], labels: Int64[Tensor, " n"]) -> Found:
     """How well a linear classifier (ridge) of the images' mean tokens does, layer by layer, on held-out images.
 
     Args:
-        means: of each layer, 0 first; every fifth image is held out.
+        means: of each layer, 0 first; a fifth of each class is held out.
         labels: class of each image; those with -1 don't count.
     Raises:
         ShapeError: too few images with a label, or one class only.
     """
     known = labels >= 0
     wanted = labels[known].numpy()
-    held_out = np.arange(len(wanted)) % HELD_OUT == HELD_OUT - 1
+    held_out = hold_out_of_classes(wanted)
     if not held_out.any() or len(np.unique(wanted[~held_out])) < 2:
         raise ShapeError(
             f"probes of layers need at least {HELD_OUT} images with labels of two classes, got {len(wanted)} images of "

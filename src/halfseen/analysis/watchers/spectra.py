@@ -13,7 +13,7 @@ from halfseen.analysis.spectrum import (
     spectrum_change,
     token_singular_values,
 )
-from halfseen.analysis.watchers.base import Arrays, Found, Place, Watcher, padded
+from halfseen.analysis.watchers.base import Arrays, Found, Place, Rows, Watcher, padded
 from halfseen.backbones.base import BlockView
 
 
@@ -21,8 +21,7 @@ class FourierWatcher(Watcher):
     """Fourier log amplitude and variance of the tokens before, within and after every block."""
 
     def __init__(self) -> None:
-        self._amplitudes: dict[float, list[Tensor]] = {}
-        self._variances: dict[float, list[Tensor]] = {}
+        self._amplitudes, self._variances = Rows(), Rows()
         self._sides: dict[float, int] = {}
 
     def block(self, view: BlockView, place: Place) -> None:
@@ -30,16 +29,16 @@ class FourierWatcher(Watcher):
         if view.attended is not None:
             states = {view.number - 0.5: view.attended, **states}
         for depth, tokens in states.items():
-            self._amplitudes.setdefault(depth, []).append(log_amplitudes(tokens.patches, tokens.grid).cpu())
-            self._variances.setdefault(depth, []).append(feature_variance(tokens.patches).cpu())
+            self._amplitudes.put(depth, log_amplitudes(tokens.patches, tokens.grid), place)
+            self._variances.put(depth, feature_variance(tokens.patches), place)
             self._sides[depth] = tokens.grid[0]
 
     def result(self) -> Found:
-        curves = [relative_log_amplitude(torch.cat(found).mean(dim=0)) for found in self._amplitudes.values()]
-        variances = torch.stack([torch.cat(found).mean() for found in self._variances.values()])
+        curves = [relative_log_amplitude(found.mean(dim=0)) for found in self._amplitudes.all()]
+        variances = torch.stack([found.mean() for found in self._variances.all()])
         highest = torch.stack([curve[-1] for curve in curves])
         arrays: Arrays = {
-            "depth": np.asarray(list(self._amplitudes), dtype=np.float64),
+            "depth": np.asarray(list(self._sides), dtype=np.float64),
             "side": np.asarray(list(self._sides.values()), dtype=np.int64),
             "relative_log_amplitude": padded(curves),
             "highest": highest.numpy(),
@@ -58,8 +57,7 @@ class SpectrumWatcher(Watcher):
     def __init__(self, images: int) -> None:
         self.images = images
         self._patches = 0
-        self._tokens: dict[tuple[int, str], list[Tensor]] = {}
-        self._means: dict[tuple[int, str], list[Tensor]] = {}
+        self._tokens, self._means = Rows(), Rows()
         self._counts: dict[int, int] = {}
 
     def block(self, view: BlockView, place: Place) -> None:
@@ -69,23 +67,23 @@ class SpectrumWatcher(Watcher):
         for name, tokens in (("in", view.attention_input.patches), ("out", view.attention_output.patches)):
             key = (view.number, name)
             self._counts[view.number] = tokens.shape[1]
-            self._means.setdefault(key, []).append(tokens.float().mean(dim=1).cpu())
+            self._means.put(key, tokens.float().mean(dim=1), place)
             if wanted:
-                self._tokens.setdefault(key, []).append(token_singular_values(tokens[:wanted]).cpu())
+                self._tokens.put(key, token_singular_values(tokens[:wanted]), place, self.images)
 
     def result(self) -> Found:
         layers = list(self._counts)
         before, after, changes, reliable, image_before, image_after = [], [], [], [], [], []
         for layer in layers:
-            first, second = (torch.cat(self._tokens[layer, name]) for name in ("in", "out"))
+            first, second = (self._tokens[layer, name] for name in ("in", "out"))
             before.append(_mean_log_spectrum(first))
             after.append(_mean_log_spectrum(second))
             change = spectrum_change(first, second, self._counts[layer])
             changes.append(torch.where(change.reliable, change.delta, torch.nan))
             reliable.append(change.reliable.double())
-            if sum(map(len, self._means[layer, "in"])) > 1:
-                image_before.append(_image_log_spectrum(torch.cat(self._means[layer, "in"])))
-                image_after.append(_image_log_spectrum(torch.cat(self._means[layer, "out"])))
+            if len(self._means[layer, "in"]) > 1:
+                image_before.append(_image_log_spectrum(self._means[layer, "in"]))
+                image_after.append(_image_log_spectrum(self._means[layer, "out"]))
         arrays: Arrays = {
             "layers": np.asarray(layers, dtype=np.int64),
             "token_before": padded(before),

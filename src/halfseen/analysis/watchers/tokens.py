@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from halfseen.analysis.embedding import component_colours, neighbour_embedding, principal_components
 from halfseen.analysis.geometry import MAP_EPS
-from halfseen.analysis.watchers.base import Arrays, Found, Place, Watcher, image_feature
+from halfseen.analysis.watchers.base import Arrays, Found, Place, Rows, Watcher, image_feature
 from halfseen.backbones.base import BlockView, Features
 from halfseen.errors import ShapeError
 
@@ -86,7 +86,7 @@ class EmbeddingWatcher(Watcher):
         self.layer, self.last, self.images = layer, last, images
         self.most_tokens, self.seed, self.tsne = most_tokens, seed, tsne
         self._kept: dict[str, list[Tensor]] = {"tokens": [], "before": [], "after": []}
-        self._means: list[Tensor] = []
+        self._means = Rows()
 
     def block(self, view: BlockView, place: Place) -> None:
         wanted = self.images - place.first
@@ -99,7 +99,7 @@ class EmbeddingWatcher(Watcher):
             self._kept["after"].append(view.attention_output.patches[:wanted].float().cpu())
 
     def output(self, features: Features, place: Place) -> None:
-        self._means.append(image_feature(features, "mean").cpu())
+        self._means.put("mean", image_feature(features, "mean"), place)
 
     def result(self) -> Found:
         tokens, before, after = (torch.cat(self._kept[name]) for name in ("tokens", "before", "after"))
@@ -136,7 +136,7 @@ class EmbeddingWatcher(Watcher):
 
     def _images(self, notes: list[str]) -> Arrays:
         """Every image as a point, by its mean token after the final norm."""
-        rows = torch.cat(self._means)
+        rows = self._means["mean"]
         if len(rows) < 2:
             notes.append("A map of the images needs two images.")
             return {}
