@@ -35,8 +35,8 @@ class Place(NamedTuple):
 class Rows:
     """Rows of all images by name, each name's in one block that is there from the first batch on.
 
-    Small pieces kept batch by batch would lie between the large tensors of the passes and leave holes that nothing large
-    fits into: two gigabytes of them after five hundred images of a ViT-B.
+    Small pieces kept batch by batch would lie between the large tensors of the passes and leave holes that nothing
+    large fits into: two gigabytes of them after five hundred images of a ViT-B.
     """
 
     def __init__(self) -> None:
