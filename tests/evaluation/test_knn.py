@@ -135,6 +135,26 @@ def test_progress_reaches_the_end(generator):
     assert seen == [(1024, 1044), (1044, 1044)]
 
 
+def test_who_is_told_of_progress_computes_as_before(generator):
+    """Neither without autograd nor in other precision than at its own wish, and the scores can be computed with."""
+    features, labels = clusters(40, generator)
+    seen: list[tuple[bool, bool, str]] = []
+
+    def look(done: int, of: int) -> None:
+        precision = torch.get_float32_matmul_precision()
+        seen.append((torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), precision))
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            score = weighted_knn(features, labels, None, None, k=(3,), on_progress=look)[0]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == [(False, True, "medium")]
+    assert not score.rank.is_inference() and not score.predictions.is_inference()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [

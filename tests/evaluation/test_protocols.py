@@ -117,10 +117,14 @@ def test_no_labels_and_one_class_are_sentences_before_any_feature(tmp_path, make
 def test_too_large_k_is_left_out_or_refused(voters, queries):
     result = measure(voters, queries, settings(k=(10, 200)))
     assert result.settings["k"] == [10]
-    assert any("k = 200 left out" in note for note in result.notes)
+    assert any("k = 200 left out: only 60 images can vote" in note for note in result.notes)
     assert measure(voters, queries, settings(k=(200,))).settings["k"] == [60]
     with pytest.raises(DataError, match="k=200 was given, but only 60"):
         measure(voters, queries, settings(k=(200,)), strict_k=True)
+    voters.source.labels = np.where(np.arange(60) < 10, -1, voters.source.labels)
+    alone = measure(voters, None, settings(k=(10, 49, 50)))
+    assert alone.settings["k"] == [10, 49]
+    assert any("k = 50 left out: only 49 images can vote" in note for note in alone.notes)
 
 
 def test_what_was_seen_in_pretraining_is_said(voters, queries):

@@ -103,9 +103,10 @@ def knn_protocol(
     labels = queries.labels
     if test is not None:
         labels = in_classes_of(train.source, test.source, labels)
-    sizes, dropped = _usable(config.k, int((voters.labels >= 0).sum()) - leave_one_out, strict_k)
+    available = int((voters.labels >= 0).sum()) - leave_one_out
+    sizes, dropped = _usable(config.k, available, strict_k)
     if dropped:
-        notes.append(f"k = {', '.join(map(str, dropped))} left out: only {len(voters.labels)} images can vote.")
+        notes.append(f"k = {', '.join(map(str, dropped))} left out: only {available} images can vote.")
 
     scores = {
         name: weighted_knn(

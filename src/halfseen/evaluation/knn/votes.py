@@ -120,7 +120,8 @@ def nearest(
 
     Args:
         test_features: None = the training samples themselves, none being its own neighbour.
-        query_chunk, train_chunk: rows of a block of similarities; they bound memory and change nothing else.
+        query_chunk, train_chunk: rows of a block of similarities; they bound memory. Of samples that are equally
+            similar it may depend on them which one is the k-th.
     """
     leave_one_out = test_features is None
     queries = train_features if test_features is None else test_features
@@ -141,8 +142,9 @@ def _nearest_chunks(
     rows_at_once = query_chunk * CHUNKS_AT_ONCE
     # One room for all blocks: fresh pages for each cost an eighth of the time of its matrix product (measured).
     room = torch.empty(min(query_chunk, len(queries)) * min(train_chunk, len(train)), device=train.device)
-    with torch.inference_mode(), full_float32(train.device.type):
-        for start in range(0, len(queries), rows_at_once):
+    for start in range(0, len(queries), rows_at_once):
+        # Only here and not around `yield`: what the caller does with a chunk is its own affair.
+        with torch.inference_mode(), full_float32(train.device.type):
             several = F.normalize(queries[start : start + rows_at_once].float(), dim=1)
             chunks = torch.split(several, query_chunk)
             found = [_none_yet(chunk) for chunk in chunks]
@@ -154,8 +156,9 @@ def _nearest_chunks(
                     if leave_one_out:
                         _hide_own(block, start + number * query_chunk - first)
                     found[number] = _merge(found[number], block, first, k)
-            for number, best in enumerate(found):
-                yield start + number * query_chunk, _sorted(best)
+            found = [_sorted(best) for best in found]
+        for number, best in enumerate(found):
+            yield start + number * query_chunk, best
 
 
 def _none_yet(chunk: Tensor) -> Neighbours:
