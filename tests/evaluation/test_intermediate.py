@@ -167,7 +167,7 @@ def test_interrupted_and_resumed_equals_unbroken(train: Split, tmp_path: Path) -
     assert resumed.result.curves == unbroken.result.curves
 
 
-def test_a_finished_stage_is_read_not_repeated(train: Split, tmp_path: Path) -> None:
+def test_a_finished_stage_is_read_not_repeated(train: Split, test: Split, tmp_path: Path) -> None:
     first = run(train, tmp_path)
     stamp = (tmp_path / "encoder.safetensors").stat().st_mtime_ns
     again = run(train, tmp_path, resume=True)
@@ -179,6 +179,8 @@ def test_a_finished_stage_is_read_not_repeated(train: Split, tmp_path: Path) -> 
         run(train, tmp_path, settings(lr=1e-4), resume=True)
     with pytest.raises(CheckpointError, match="other settings, images or weights"):
         run(train, tmp_path, encoder=encoder_of({**VINY, "norm_eps": 1e-4, "depth": 2}), resume=True)
+    with pytest.raises(CheckpointError, match="other settings, images or weights"):
+        run(train, tmp_path, test=test, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def _identity(subject: Subject, task: StageTask, config: IntermediateConfig, see
         "seed": seed,
         "precision": subject.precision,
         "images": task.train.source.fingerprint(),
+        "test": None if task.test is None else task.test.source.fingerprint(),
         "encoder": weights_fingerprint(subject.encoder),
         "image_size": subject.encoder.image_size,
     }
