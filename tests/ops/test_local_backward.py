@@ -47,6 +47,33 @@ def test_gradients_are_those_of_the_plain_call(parts: tuple[nn.Module, nn.Module
     assert any(each is not None for each in found)
 
 
+def test_terms_that_share_parameters_and_draw_random_numbers_add_up(parts: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    """Two terms of one decoder with dropout, whose gradients add up over two passes, as in gradient accumulation."""
+    encoder, decoder, rows = parts
+    networks = nn.ModuleList([encoder, decoder])
+
+    def term(tokens: Tensor) -> Tensor:
+        value: Tensor = nn.functional.dropout(decoder(tokens).square(), 0.5).mean()
+        return value
+
+    def gradients(at_once: bool) -> list[Tensor]:
+        networks.zero_grad()
+        torch.manual_seed(1)
+        for half in (rows[:2], rows[2:]):
+            tokens = encoder(half)
+            terms = [
+                backward_at_once(term, x, list(decoder.parameters())) if at_once else term(x)
+                for x in (tokens, tokens.sin())
+            ]
+            (sum(terms) / 2).backward()  # type: ignore[union-attr, no-untyped-call]
+        return [p.grad.clone() for p in networks.parameters() if p.grad is not None]
+
+    expected = gradients(at_once=False)
+    assert len(expected) == 6 and all(bool(each.any()) for each in expected)
+    for one, other in zip(gradients(at_once=True), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-8)
+
+
 def test_a_term_whose_input_needs_no_gradient_still_learns(parts: tuple[nn.Module, nn.Module, Tensor]) -> None:
     _, decoder, _ = parts
     backward_at_once(lambda x: decoder(x).sum(), torch.randn(5, 8), list(decoder.parameters())).backward()  # type: ignore[no-untyped-call]

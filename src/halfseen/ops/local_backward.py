@@ -23,11 +23,11 @@ def backward_at_once(
     gradients from vanishing would come too late; so it is where no gradient is asked for.
 
     Args:
-        term: gives a scalar from `shared`. It may draw no random numbers that `own` or `shared` don't determine.
+        term: gives a scalar from `shared`; it is called once. What learns in it is in `own`, or learns nothing.
         shared: what other terms use too, e.g. tokens of an encoder.
-        own: the parameters of `term`, which nothing else uses; those that need no gradient are left out by itself.
+        own: the parameters of `term`; those that need no gradient are left out. Other terms may use them, too.
     Returns:
-        The scalar, with a graph that leads to `shared` and `own`.
+        The scalar, with a graph that leads to `shared` and `own`, once: gradients of these gradients are not known.
     """
     learning = [parameter for parameter in own if parameter.requires_grad]
     if not torch.is_grad_enabled() or not (learning or shared.requires_grad) or _half(shared.device.type):
