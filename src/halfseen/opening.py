@@ -127,6 +127,7 @@ def subject_of(
     loaded: "LoadedEncoder", forward: "RuntimeConfig", run: Run | None, seed: int, workers: int
 ) -> "Subject":
     """A loaded encoder as what a protocol measures."""
+    from halfseen.data.diary import read_drawn_from
     from halfseen.evaluation.subject import Subject
     from halfseen.reports.runfiles import pretraining_fingerprint
 
@@ -138,6 +139,7 @@ def subject_of(
         loaded.origin,
         role=loaded.role,
         pretrained_on=None if run is None else pretraining_fingerprint(run.folder),
+        pretrained_from=() if run is None else read_drawn_from(run.folder),
         device=forward.device,
         precision=forward.precision,
         workers=workers,

@@ -133,7 +133,12 @@ def test_what_was_seen_in_pretraining_is_said(voters, queries):
     part = Split(queries.source.subset(range(20)), "test")
     drawn = measure(voters, part, pretrained_on=queries.source.fingerprint()).notes
     assert any("some or all were seen in pre-training" in note for note in drawn)
-    other = measure(voters, queries, pretrained_on="0" * 64).notes
+    pretrained = queries.source.subset(range(20, 30))
+    several = tuple(each.fingerprint() for each in pretrained.drawn_from())
+    for asked in (queries, part):
+        notes = measure(voters, asked, pretrained_on=pretrained.fingerprint(), pretrained_from=several).notes
+        assert any("some or all were seen in pre-training" in note for note in notes)
+    other = measure(voters, queries, pretrained_on="0" * 64, pretrained_from=("1" * 64,)).notes
     assert any("another set of images" in note for note in other)
     assert any("not known" in note for note in measure(voters, queries).notes)
 

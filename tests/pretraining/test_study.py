@@ -185,11 +185,14 @@ def test_pretraining_for_each_seed_makes_runs_of_their_own(tmp_path: Path) -> No
 
 
 def test_images_of_both_splits_together_are_drawn_as_viny_does(tmp_path: Path) -> None:
-    config = tiny(own_splits=False, pretrain_sizes=(0,), finetune_sizes=(4,), seeds=(0,), split_seed=1)
+    grid = {"pretrain_sizes": (0, 32), "intermediates": ("none",), "finetune_sizes": (4,), "seeds": (0,)}
+    config = tiny(own_splits=False, split_seed=1, **grid)
     run_study(config, tmp_path)
     result = json.loads((tmp_path / "segmentation/0-none-4-seed0/viny-segmentation.json").read_text())
     assert (result["settings"]["train_size"], result["settings"]["test_size"]) == (4, 6)
     assert (result["settings"]["split_seed"], result["n_train"], result["n"]) == (1, 4, 6)
+    pretrained = json.loads((tmp_path / "segmentation/32-none-4-seed0/viny-segmentation.json").read_text())
+    assert any("of which some or all were seen in pre-training" in note for note in pretrained["notes"])
 
 
 def test_the_split_seed_chooses_other_images(tmp_path: Path) -> None:

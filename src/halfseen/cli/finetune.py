@@ -146,6 +146,7 @@ def _sorted(words: list[str]) -> tuple[str | None, list[str]]:
 def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, Loaded[FinetuneConfig], Protocol]":
     """A run that goes on, with the encoders it has kept."""
     from halfseen.backbones.weights import load_encoder
+    from halfseen.data.diary import read_drawn_from
     from halfseen.evaluation.finetuning.config import FinetuneConfig
     from halfseen.evaluation.finetuning.published import finetune_settings
     from halfseen.evaluation.finetuning.run import RANDOM, START
@@ -169,6 +170,7 @@ def _old(folder: str, changes: list[str], name: str | None) -> "tuple[Subject, L
         settled.encoder,
         role=loaded.role,
         pretrained_on=_seen(run),
+        pretrained_from=() if run is None else read_drawn_from(run.folder),
         device=settled.runtime.device,
         precision=settled.runtime.precision,
         taught_on=loaded.taught_on,

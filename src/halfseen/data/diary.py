@@ -55,6 +55,7 @@ class Diary:
             "labelled": int((self.source.labels >= 0).sum()),
             "classes": list(self.source.class_names),
             "fingerprint": self.source.fingerprint(),
+            "drawn_from": [each.fingerprint() for each in self.source.drawn_from()],
             "left_out": [each._asdict() for each in self.source.left_out],
             "skipped": [each._asdict() for _, each in sorted(self.skipped.items())],
         }
@@ -62,3 +63,12 @@ class Diary:
         beside = path.with_name(path.name + ".part")
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         beside.replace(path)
+
+
+def read_drawn_from(folder: Path) -> tuple[str, ...]:
+    """Fingerprints of the sets that the images of the run in `folder` were drawn from, none where none is on record."""
+    try:
+        content = json.loads((folder / DATA).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    return tuple(content.get("drawn_from", ()))

@@ -185,7 +185,7 @@ def cluster_protocol(
     if len(known) < len(labels):
         notes.append(f"{len(labels) - len(known)} images without a label were left out.")
     notes += compare(right) if whole else []
-    notes += what_was_seen(data, None, subject.pretrained_on, subject.taught_on)
+    notes += what_was_seen(data, None, subject)
     return Result(
         protocol="ibot-cluster" if by_head else "cluster",
         protocol_text=_protocol_text(config, clusters, len(true) > config.minibatch_above),

@@ -18,6 +18,7 @@ from halfseen.errors import DataError
 from halfseen.evaluation.features import draw_subset
 from halfseen.evaluation.metrics import confusion_matrix
 from halfseen.evaluation.results import ClassResult, SplitUsed
+from halfseen.evaluation.subject import Subject
 from halfseen.ops.randomness import numpy_generator
 from halfseen.types import SkippedFile
 
@@ -176,26 +177,21 @@ def fingerprints_of(source: Source) -> set[str]:
     return {each.fingerprint() for each in (source, *source.drawn_from())}
 
 
-def what_was_seen(
-    train: Split, test: Split | None, pretrained_on: str | None, taught_on: Sequence[str] = ()
-) -> list[str]:
-    """Sentences on leaks between the images that were trained on, whose labels are used and that are classified.
-
-    Args:
-        pretrained_on, taught_on: see `Subject`.
-    """
+def what_was_seen(train: Split, test: Split | None, subject: Subject) -> list[str]:
+    """Sentences on leaks between the images that were trained on, whose labels are used and that are classified."""
     sentences = []
     queried = train if test is None else test
-    if fingerprints_of(queried.source) & set(taught_on):
+    asked = fingerprints_of(queried.source)
+    if asked & set(subject.taught_on):
         sentences.append(
             "Careful: the encoder has learned labels or masks of a set to which some or all of the classified images "
             "belong, in an intermediate stage or by fine-tuning, so the result may be too good."
         )
-    if pretrained_on is None:
+    if subject.pretrained_on is None:
         sentences.append("What the encoder was pre-trained on is not known here.")
-    elif pretrained_on == queried.source.fingerprint():
+    elif subject.pretrained_on == queried.source.fingerprint():
         sentences.append("The classified images were seen in pre-training, without their labels.")
-    elif pretrained_on in fingerprints_of(queried.source):
+    elif asked & {subject.pretrained_on, *subject.pretrained_from}:
         sentences.append(
             "The classified images are drawn from a set of which some or all were seen in pre-training, without their "
             "labels."

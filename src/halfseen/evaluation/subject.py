@@ -29,6 +29,7 @@ class Subject:
         role: which of a run's encoders this is, "student" or "teacher".
         others: the run's other encoders by role; each is measured beside the baselines, under its role's name.
         pretrained_on: fingerprint of the images the encoder was pre-trained on, where known.
+        pretrained_from: fingerprints of the sets that these were drawn from, if they were.
         taught_on: fingerprints of the data whose labels or masks the encoder has learned from, in an intermediate stage
             or by fine-tuning.
         image_size: side of the views; None = the encoder's own.
@@ -49,6 +50,7 @@ class Subject:
     precision: Precision = "fp32"
     workers: int = 0
     taught_on: tuple[str, ...] = ()
+    pretrained_from: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:

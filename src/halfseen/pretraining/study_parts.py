@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from halfseen.backbones.base import Encoder
 from halfseen.backbones.weights import load_encoder
 from halfseen.config.load import Loaded
 from halfseen.config.yaml_text import scalar_text
+from halfseen.data.diary import read_drawn_from
 from halfseen.data.sources import Source, has_split, open_source
 from halfseen.errors import ConfigError, DataError
 from halfseen.evaluation.intermediate.protocol import intermediate_stage
@@ -202,8 +204,13 @@ class Parts:
                 on_progress=_named(on_progress, folder.name),
             )
         loaded = load_encoder(folder)
-        return self._subject_of(
-            done.encoder, loaded.origin, loaded.mean, loaded.std, loaded.taught_on, subject.pretrained_on
+        return replace(
+            subject,
+            encoder=done.encoder,
+            origin=loaded.origin,
+            mean=loaded.mean,
+            std=loaded.std,
+            taught_on=loaded.taught_on,
         )
 
     def _pretrained(self, size: int, seed: int) -> Subject:
@@ -218,8 +225,12 @@ class Parts:
             if not ended.finished:
                 raise KeyboardInterrupt
         loaded = load_encoder(folder)
-        return self._subject_of(
-            loaded.encoder, loaded.origin, loaded.mean, loaded.std, loaded.taught_on, pretraining_fingerprint(folder)
+        subject = self._subject_of(loaded.encoder, loaded.origin, loaded.mean, loaded.std)
+        return replace(
+            subject,
+            taught_on=loaded.taught_on,
+            pretrained_on=pretraining_fingerprint(folder),
+            pretrained_from=read_drawn_from(folder),
         )
 
     def _untrained(self, seed: int) -> Subject:
@@ -233,8 +244,6 @@ class Parts:
         origin: str,
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
-        taught_on: tuple[str, ...] = (),
-        pretrained_on: str | None = None,
     ) -> Subject:
         """Without the baseline of random weights, which is a condition of its own here."""
         runtime = self.settings.runtime
@@ -247,8 +256,6 @@ class Parts:
             device=runtime.device,
             precision=runtime.precision,
             workers=runtime.workers,
-            taught_on=taught_on,
-            pretrained_on=pretrained_on,
         )
 
     def _source(self, name: str, split: str) -> Source:

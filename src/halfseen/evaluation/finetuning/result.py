@@ -44,7 +44,7 @@ def result_of(run: Run, protocol: Protocol, scores: dict[str, Scored], diary: Di
     if config.choose == "test":
         notes.append(f"Epoch {epoch:g} was chosen on the test images: the number is optimistic.")
     notes += compare(right)
-    notes += what_was_seen(task.train, task.tested, run.subject.pretrained_on, run.subject.taught_on)
+    notes += what_was_seen(task.train, task.tested, run.subject)
     hidden = ("run_dir", "encoder", "protocol", "test")
     settings = {
         key: value

@@ -130,7 +130,7 @@ def knn_protocol(
         notes.append(f"{unlabelled} images without a label were left out.")
     right = {name: (score.rank == 0).double() for name, score in best.items()}
     notes += compare(right)
-    notes += what_was_seen(train, test, subject.pretrained_on, subject.taught_on)
+    notes += what_was_seen(train, test, subject)
     return Result(
         protocol="knn",
         protocol_text=(

@@ -177,7 +177,7 @@ def linear_protocol(
     notes += _departures(config, subject.encoder)
     notes += _about_choice(config, own, min(config.batch_size, n_train))
     notes += compare(right)
-    notes += what_was_seen(train, test, subject.pretrained_on, subject.taught_on)
+    notes += what_was_seen(train, test, subject)
     settings = config.model_dump(exclude={"protocol", "feature"}, exclude_none=True)
     return Result(
         protocol=config.protocol,

@@ -175,7 +175,7 @@ def logistic_protocol(
     notes += _faults(scores, train_sets["encoder"], config.tolerance)
     notes += compare(right)
     seen = train if test is None else Split(train.source.subset(labelled), train.name)
-    notes += what_was_seen(seen, test, subject.pretrained_on, subject.taught_on)
+    notes += what_was_seen(seen, test, subject)
     return Result(
         protocol="msn-logistic",
         protocol_text=_protocol_text(config),

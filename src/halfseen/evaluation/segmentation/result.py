@@ -63,7 +63,7 @@ def result_of(
             *task.notes,
             *notes,
             *compare(miou),
-            *what_was_seen(task.train, task.test, subject.pretrained_on, subject.taught_on),
+            *what_was_seen(task.train, task.test, subject),
         ],
         seconds=round(seconds, 2),
         halfseen_version=importlib.metadata.version("halfseen"),
