@@ -99,6 +99,8 @@ def test_only_some_into_the_runs_folder(trained_run: Path, tmp_path: Path, capsy
     assert run(["analyze", str(own_run), "--only", "rank", "--images", "4"]) == 0
     figures = {path.name for path in (own_run / "analysis" / "figures").glob("*")}
     assert figures == {"eigenvalues.png", "eigenvalues.svg"}, "figures of an older analysis are still there"
+    assert run(["analyze", str(own_run), "--only", "rank", "--images", "3", "--no-figures"]) == 0
+    assert list((own_run / "analysis" / "figures").iterdir()) == [], "they'd stand beside the new numbers"
 
 
 def test_encoders_of_one_name_are_told_apart(trained_run: Path, tmp_path: Path) -> None:

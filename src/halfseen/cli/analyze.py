@@ -1,6 +1,5 @@
 """`halfseen analyze`: what encoders have learned, looked at from within, one or several side by side."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,22 +15,23 @@ if TYPE_CHECKING:
     from halfseen.analysis.findings import Analysis, AnalyzedEncoder
 
 FOLDER = "analysis"
-SHOWN_NUMBERS = {
-    "attention_distance_last": "attention distance, last block (px)",
-    "attention_information_last": "attention NMI, last block",
-    "high_frequency_last": "high-frequency log amplitude",
-    "variance_within": "variance within images",
-    "variance_across": "variance across images",
-    "cosine_at_1": "cosine of neighbouring patches",
-    "probe_held_out": "patch probe, held out",
-    "layer_probe_best": "best layer of a linear probe (accuracy)",
-    "rankme_mean": "RankMe",
-    "alpha_req_mean": "alpha-ReQ",
-    "lidar": "LiDAR",
-    "agreement_least": "agreement at the largest mask ratio",
-    "psnr_pixel_masked": "PSNR of hidden pixels (dB)",
-    "average_distance": "AvgDist of the masks (px)",
-}
+SHOWN_NUMBERS = (
+    "attention_distance_last",
+    "attention_information_last",
+    "high_frequency_last",
+    "variance_within",
+    "variance_across",
+    "cosine_at_1",
+    "probe_held_out",
+    "layer_probe_best",
+    "rankme_mean",
+    "alpha_req_mean",
+    "lidar",
+    "agreement_least",
+    "psnr_pixel_masked",
+    "average_distance",
+)
+"""The few that the terminal shows, in the report's words."""
 
 
 def command(
@@ -122,11 +122,13 @@ def command(
     if folder is None:
         folder = runs[0].folder / FOLDER if len(names) == 1 and runs[0] is not None else Path(FOLDER)
     summary = found.write(folder)
-    drawn = []
-    if figures:
-        from halfseen.reports.figures.analysis import draw_analysis
+    from halfseen.reports.figures.analysis import draw_analysis, remove_figures
 
+    if figures:
         drawn = draw_analysis(summary)
+    else:
+        drawn = []
+        remove_figures(summary.parent)
     _show(found, str(source), summary, len(drawn))
 
 
@@ -199,11 +201,14 @@ def _names(words: list[str]) -> list[str]:
 def _show(found: "Analysis", source: str, summary: Path, figures: int) -> None:
     from rich.table import Table
 
+    from halfseen.reports.inside.numbers import number_row
+
     table = Table("", *(each.subject.name for each in found.encoders))
-    for key, title in SHOWN_NUMBERS.items():
+    for key in SHOWN_NUMBERS:
         values = [each.numbers.get(key) for each in found.encoders]
         if any(value is not None for value in values):
-            table.add_row(title, *("" if value is None or math.isnan(value) else f"{value:.4g}" for value in values))
+            row = number_row(key, values)
+            table.add_row(row.words, *row.cells)
     screen = console()
     screen.print(table)
     said: dict[tuple[str, str], list[str]] = {}

@@ -20,7 +20,7 @@ from halfseen.evaluation.subject import Subject
 from halfseen.methods.base import Method
 from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig
-from halfseen.reports.figures.analysis import draw_analysis
+from halfseen.reports.figures.analysis import draw_analysis, remove_figures
 from halfseen.reports.figures.pictures import draw_reconstructions
 from halfseen.reports.page import write_report
 
@@ -153,6 +153,8 @@ def analyze_run(
     summary = found.write(run_dir / "analysis")
     if full:
         draw_analysis(summary)
+    else:
+        remove_figures(summary.parent)
     return summary
 
 

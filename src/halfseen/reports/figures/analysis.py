@@ -48,6 +48,14 @@ def draw_analysis(summary: Path) -> list[Path]:
     return drawn
 
 
+def remove_figures(folder: Path) -> None:
+    """Remove the figures of an older analysis in a folder: they'd stand beside numbers that aren't theirs."""
+    for name in FIGURES:
+        for suffix in (".png", ".svg"):
+            (folder / "figures" / f"{name}{suffix}").unlink(missing_ok=True)
+    (folder / "figures" / "similarity.json").unlink(missing_ok=True)
+
+
 FIGURES: "dict[str, Callable[[AnalysisFiles], Figure | None]]" = {
     "attention_distance": attention.attention_distance,
     "normalized_mi": attention.attention_information,

@@ -213,7 +213,7 @@ def build_figures(inside: Inside) -> Drawn:
     figures, blocks, notes = [], [], []
     several = len(inside.analyses) > 1
     files, folder = _together(inside) if several else inside.analyses[0], inside.analyses[0].folder / "figures"
-    from_files = not several and folder.is_dir()
+    from_files = not several and any((folder / f"{key}.png").is_file() for key in CAPTIONS)
     spent = 0
     for key, caption in CAPTIONS.items():
         if (several and key in BETWEEN) or (not several and not from_files and key not in LIGHT):

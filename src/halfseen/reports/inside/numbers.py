@@ -1,5 +1,7 @@
 """The numbers of an analysis that stand for all, in words, and its notes as sentences."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from halfseen.reports.inside.looked_at import Inside
@@ -111,14 +113,11 @@ def number_groups(inside: Inside) -> list[NumberGroup]:
     """The table; numbers without words of their own come last, under their own names."""
     known = [each.files.row.numbers for each in inside.encoders]
     other = sorted({key for numbers in known for key in numbers} - WORDS.keys())
-    groups = {**GROUPS, "More": {key: Words(key.replace("_", " ")) for key in other}}
+    groups = {**{title: list(keys) for title, keys in GROUPS.items()}, "More": other}
     found = []
     for title, keys in groups.items():
-        rows = []
-        for key, words in keys.items():
-            if any(numbers.get(key) is not None for numbers in known):
-                unit = f" ({words.unit})" if words.unit else ""
-                rows.append(NumberRow(f"{visible(words.text)}{unit}", [_cell(each.get(key), words) for each in known]))
+        told = [key for key in keys if any(numbers.get(key) is not None for numbers in known)]
+        rows = [number_row(key, [each.get(key) for each in known]) for key in told]
         if rows:
             found.append(NumberGroup(title, rows))
     return found
@@ -130,14 +129,21 @@ def number_text(key: str, value: float) -> str:
     return f"{_cell(value, words)}{' ' + words.unit if words.unit else ''}"
 
 
+def number_row(key: str, values: Sequence[float | None]) -> NumberRow:
+    """A number of several encoders with its unit in its words; a cell without a finite value is empty."""
+    words = WORDS.get(key, Words(visible(key.replace("_", " "))))
+    unit = f" ({words.unit})" if words.unit else ""
+    return NumberRow(f"{words.text}{unit}", [_cell(value, words) for value in values])
+
+
 def _cell(value: float | None, words: Words) -> str:
-    if value is None:
+    if value is None or not math.isfinite(value):
         return ""
     if words.percent:
         return f"{100 * value:.1f}"
     if 0.99 < abs(value) < 1:
         return f"{value:.5f}"  # Cosines near one differ behind the third digit.
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def analysis_notes(inside: Inside) -> list[Note]:
