@@ -14,11 +14,11 @@ from PIL import Image
 
 from halfseen.cli.main import run as command_line
 from halfseen.errors import CheckpointError
-from halfseen.reports.figures.analysis import FIGURES
+from halfseen.reports.figures.analysis import FIGURES, remove_figures
 from halfseen.reports.inside.attention import build_attention
 from halfseen.reports.inside.drawn import CAPTIONS, LIGHT, MOVING
 from halfseen.reports.inside.looked_at import Inside, gather
-from halfseen.reports.inside.numbers import WORDS
+from halfseen.reports.inside.numbers import WORDS, number_row, number_text
 from halfseen.reports.inside.packing import evenly, plan_layers, quantise_pairs, thumbnail_sheet
 from halfseen.reports.inside.similarity import build_explorer
 from halfseen.reports.page import write_report
@@ -256,6 +256,64 @@ def test_untrained_networks_stay_out_of_a_comparison(tmp_path: Path) -> None:
     assert "Networks with fresh weights" not in found.text
 
 
+def test_the_only_analysis_of_a_comparison_has_its_run_s_name(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("left", "right")]
+    write_analysis(runs[1] / "analysis", ("right", "random_init"), ((4, 4), (4, 4)))
+    page, found = read(write_report(runs))
+    assert data_of(page)["encoders"] == ["right"]
+    assert "Networks with fresh weights are left out of a comparison" in found.text
+    assert re.findall(r"--run(\d)\)\"></span><bdi>right</bdi>: 2 blocks", page) == ["1"]
+
+
+def test_runs_keep_their_colours_in_a_joint_analysis(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("left", "right")]
+    joint = write_analysis(tmp_path / "joint", ("right", "random_init", "left", "more"), ((4, 4),) * 4)
+    looked = gather([(run.name, run) for run in runs], joint).encoders
+    assert {each.label: each.colour for each in looked} == {"right": 1, "random_init": 2, "left": 0, "more": 3}
+
+
+def test_pictures_are_as_many_as_any_encoder_shows(run: Path) -> None:
+    write_analysis(run / "analysis", ("few", "many"), ((4, 4), (4, 4)))
+    path = run / "analysis" / "few.npz"
+    arrays = {key: array for key, array in np.load(path).items() if key.startswith("images/")}
+    arrays["images/shown"] = np.zeros((SHOWN - 1, 2 * SIZE, 2 * SIZE, 3), np.uint8)
+    np.savez(path, **arrays)
+    page, found = read(write_report(run))
+    attention = page[page.index('<section id="attention"') : page.index('<section id="colours"')]
+    assert attention.count("data-image=") == SHOWN, "the script counts them to find a map"
+    assert f"{IMAGES} images of my_photos (test) were looked at; {SHOWN} of them are shown." in found.text
+
+
+def test_tokens_are_told_by_their_own_size(run: Path) -> None:
+    path = run / "analysis" / "analysis.json"
+    summary = json.loads(path.read_text())
+    summary["encoders"][0] |= {"image_size": 224, "patch_size": 4, "grid": [7, 7]}
+    path.write_text(json.dumps(summary))
+    _, found = read(write_report(run))
+    assert "224 px in 7 x 7 tokens of 32 px" in found.text
+
+
+def test_similarities_that_are_no_numbers_leave_a_page_that_can_be_read(run: Path) -> None:
+    path = run / "analysis" / "run.npz"
+    arrays = dict(np.load(path))
+    arrays["rank/nearest_similarity"][0, 1] = np.nan
+    np.savez(path, **arrays)
+    page, _ = read(write_report(run))
+    assert "NaN" not in block(page, "inside")
+    assert data_of(page)["neighbours"][0]["whole"][0] == [[4, 0.9]]  # type: ignore[index]
+
+
+def test_figures_of_an_older_analysis_go(run: Path) -> None:
+    figures = run / "analysis" / "figures"
+    figures.mkdir()
+    for name in ("cosine_distance.png", "cosine_distance.svg", "similarity.json", "my own.png"):
+        (figures / name).write_bytes(b"old")
+    remove_figures(run / "analysis")
+    assert [path.name for path in figures.iterdir()] == ["my own.png"]
+    page, _ = read(write_report(run))
+    assert block(page, "figure-cosine_distance").startswith("data:image/png;base64,")
+
+
 def test_more_than_four_encoders_are_chosen_from(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     names = ("a", "b", "c", "d", "e")
@@ -337,6 +395,12 @@ def test_numbers_are_in_words(run: Path) -> None:
     assert "cosine of neighbouring patches 0.75" in table.text
     assert "patch probe, held-out images (%) 50.0" in table.text
     assert "new one 3" in table.text and "RankMe" not in table.text
+
+
+def test_a_number_keeps_its_digits_and_its_unit() -> None:
+    assert number_text("rankme_mean", 999.7) == "1,000"
+    assert number_text("attention_distance_last", 99.753) == "99.8 px"
+    assert number_row("probe_held_out", [0.5, None, float("nan")]).cells == ["50.0", "", ""]
 
 
 def test_an_analysis_without_drawn_files_gets_light_figures(run: Path) -> None:

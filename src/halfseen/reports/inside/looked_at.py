@@ -119,18 +119,25 @@ def gather(folders: Sequence[tuple[str, Path]], joint: Path | None = None) -> In
         )
     encoders: list[Looked] = []
     remarks = []
+    compared, names = joint is None and len(folders) > 1, [name for name, _ in folders]
     for name, place, files in together:
         shown = files.encoders
-        if len(together) > 1 and len(trained := [each for each in shown if each.row.name != UNTRAINED]) < len(shown):
+        if compared and len(trained := [each for each in shown if each.row.name != UNTRAINED]) < len(shown):
             shown = trained
             remarks = ["Networks with fresh weights are left out of a comparison; each run's own report shows its."]
         for number, encoder in enumerate(shown):
             own = visible(encoder.row.name)
-            label = own if joint is not None or len(folders) == 1 else visible(name)
-            if len(shown) > 1 and len(together) > 1:
-                label = f"{visible(name)}: {own}"
-            encoders.append(Looked(_distinct(label, encoders), place + number if place >= 0 else number, encoder))
+            label = own if not compared else visible(name) if len(shown) == 1 else f"{visible(name)}: {own}"
+            colour = place + number
+            if joint is not None:  # A run keeps the colour of its curves; what is none of the runs comes behind them.
+                known = encoder.row.name in names
+                colour = names.index(encoder.row.name) if known else max(len(names), _next_colour(encoders))
+            encoders.append(Looked(_distinct(label, encoders), colour, encoder))
     return Inside(encoders, [files for _, _, files in together], problems, remarks)
+
+
+def _next_colour(encoders: Sequence[Looked]) -> int:
+    return 1 + max((each.colour for each in encoders), default=-1)
 
 
 def _distinct(label: str, encoders: Sequence[Looked]) -> str:

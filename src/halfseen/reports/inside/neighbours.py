@@ -72,4 +72,6 @@ def _view(number: int, encoder: Looked) -> NeighbourEncoder:
 
 
 def _row(places: np.ndarray, values: np.ndarray) -> Row:
-    return [(int(place), round(float(value), 3)) for place, value in zip(places, values, strict=True)]
+    found = zip(places, values, strict=True)
+    # What isn't finite is no similarity, and no JSON.
+    return [(int(place), round(float(value), 3)) for place, value in found if np.isfinite(value)]

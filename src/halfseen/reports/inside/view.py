@@ -94,7 +94,8 @@ def view_inside(inside: Inside) -> InsideView | None:
                 "Without neighbours and map: this analysis kept no thumbnails. Run `halfseen analyze` again."
             )
         neighbours = points = None
-    pictures = max((each.arrays["images/shown"] for each in inside.encoders), key=lambda shown: shown.shape[1])
+    # As many as any part shows, and of those the largest.
+    pictures = max((each.arrays["images/shown"] for each in inside.encoders), key=lambda shown: shown.shape[:2])
     shown = [ShownImage(inside.name_of(place), inside.class_of(place)) for place in range(len(pictures))]
     blocks = [
         *(Packed(f"picture-{place}", picture_uri(pixels)) for place, pixels in enumerate(pictures)),
@@ -126,7 +127,7 @@ def view_inside(inside: Inside) -> InsideView | None:
     }
     return InsideView(
         [EncoderLine(each.label, each.colour % 6, _story(each)) for each in inside.encoders],
-        _about(inside),
+        _about(inside, len(pictures)),
         shown,
         pictures.shape[2] / pictures.shape[1],
         explorer,
@@ -150,18 +151,21 @@ def _empty(problems: list[str]) -> InsideView:
 def _story(encoder: Looked) -> str:
     row = encoder.files.row
     role = f", {visible(row.role)}" if row.role else ""
+    rows, columns = row.grid
+    # Not `patch_size`: a Swin merges its first patches.
+    side = f" of {row.image_size // rows} px" if rows == columns > 0 else ""
     return (
-        f"{row.num_layers} blocks, {row.embed_dim} features{role}; {row.image_size} px in "
-        f"{row.grid[0]} x {row.grid[1]} patches of {row.patch_size} px"
+        f"{row.num_layers} blocks, {row.embed_dim} features{role}; {row.image_size} px in {rows} x {columns} "
+        f"tokens{side}"
     )
 
 
-def _about(inside: Inside) -> str:
+def _about(inside: Inside, shown: int) -> str:
     data = inside.analyses[0].summary.data
     split = f" ({visible(data.split)})" if data.split else ""
     return (
         f"{data.n:,} image{'' if data.n == 1 else 's'} of {visible(data.source)}{split} were looked at; "
-        f"{len(inside.encoders[0].arrays['images/shown'])} of them are shown."
+        f"{shown} of them {'is' if shown == 1 else 'are'} shown."
     )
 
 
