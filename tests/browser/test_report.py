@@ -200,3 +200,42 @@ def test_attention_is_seen_head_by_head(report: Path, open_page: Open, tmp_path:
     section.locator("[data-block]").press("Home")
     redrawn(head, last)
     section.screenshot(path=tmp_path / "attention.png")
+
+
+def test_a_section_with_fewer_images_names_the_one_it_shows(report: Path, open_page: Open) -> None:
+    page = open_page(report).page
+    attention, explorer = section_of(page, "attention"), section_of(page, "explorer")
+    attention.locator("[data-image]").evaluate_all("all => all.slice(2).forEach((each) => each.remove())")
+    last = explorer.locator("[data-image]").last
+    last.click()
+    assert last.get_attribute("aria-pressed") == "true"
+    words = "node => node.getAttribute('aria-label').replace(/^Image \\d+: /, '')"
+    second = attention.locator("[data-image]").nth(1)
+    assert attention.locator("[data-chosen-image]").inner_text() == second.evaluate(words)
+    assert second.get_attribute("aria-pressed") == "true"
+    assert explorer.locator("[data-chosen-image]").inner_text() == last.evaluate(words)
+
+
+def test_a_picture_that_comes_late_is_not_drawn_over_a_later_choice(report: Path, open_page: Open) -> None:
+    page = open_page(report).page
+    section = section_of(page, "explorer")
+    picture, picks = section.locator('[data-board="picture"]'), section.locator("[data-image]")
+    rest = "() => new Promise((done) => setTimeout(done, 300))"
+    page.evaluate(rest)
+    first = drawn(picture)
+    page.evaluate(
+        """() => {
+          const decode = HTMLImageElement.prototype.decode;
+          HTMLImageElement.prototype.decode = async function () {
+            await new Promise((done) => { window.release = done; });
+            await decode.call(this);
+          };
+        }"""
+    )
+    picks.nth(2).click()
+    until(lambda: True if page.evaluate("() => Boolean(window.release)") else None)
+    picks.nth(0).click()
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate("() => window.release()")
+    page.evaluate(rest)
+    assert drawn(picture) == first

@@ -12,12 +12,15 @@ look.lazily(document.querySelector("[data-block]") && document.querySelector("[d
   const current = () => encoders[chooser ? Number(chooser.value) : 0];
   const percent = (share) => `${(100 * share).toPrecision(2)} %`;
 
+  let drawing = 0;
   const draw = async () => {
+    const mine = ++drawing;
     const each = current(), values = valuesOf(each), block = Number(slider.value), asked = Number(query.value);
     const image = Math.min(look.image, images - 1), n = each.grid[0] * each.grid[1], queries = each.queries.length;
     section.querySelector("[data-block-words]").textContent = each.layers[block];
     slider.setAttribute("aria-valuetext", each.layers[block]);
     const shown = await look.picture(`picture-${image}`);
+    if (mine !== drawing) return;  // Something else has been asked for while this picture was decoded.
     let sharpest = 0, peak = 0;
     for (const figure of section.querySelectorAll("[data-head]")) {
       const head = Number(figure.dataset.head);

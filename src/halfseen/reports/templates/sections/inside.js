@@ -33,10 +33,14 @@ const look = (() => {
   let image = 0;
   const choose = (place) => {
     image = place;
-    for (const button of document.querySelectorAll("[data-image]"))
-      button.setAttribute("aria-pressed", String(Number(button.dataset.image) === place));
-    const { name, label } = data.shown[place];
-    for (const line of document.querySelectorAll("[data-chosen-image] bdi")) line.textContent = label ? `${name}, ${label}` : name;
+    // A section with fewer images shows its last one, and says so.
+    for (const section of document.querySelectorAll("section")) {
+      const buttons = section.querySelectorAll("[data-image]"), line = section.querySelector("[data-chosen-image] bdi");
+      if (!line) continue;
+      const own = Math.min(place, buttons.length - 1), { name, label } = data.shown[own];
+      press(buttons, buttons[own]);
+      line.textContent = label ? `${name}, ${label}` : name;
+    }
     for (const listener of listeners) listener();
   };
   for (const button of document.querySelectorAll("[data-image]"))
@@ -85,10 +89,15 @@ const look = (() => {
     }
     pen.setLineDash([]);
   };
+  // False where another picture has been asked for meanwhile: the one that is decoded last isn't always the last wanted.
+  const wanted = new WeakMap();
   const paint = async (canvas, id) => {
+    wanted.set(canvas, id);
     const shown = await picture(id), pen = canvas.getContext("2d");
+    if (wanted.get(canvas) !== id) return false;
     pen.imageSmoothingEnabled = shown.naturalWidth > canvas.width;
     pen.drawImage(shown, 0, 0, canvas.width, canvas.height);
+    return true;
   };
   // An image among all, from the sheet of thumbnails.
   const thumbnail = async (canvas, place) => {

@@ -67,6 +67,7 @@ look.lazily(document.querySelector("[data-map]"), () => {
     board.addEventListener("pointermove", (event) => choose(nearest(event) ?? chosen));
     board.addEventListener("click", (event) => choose(nearest(event) ?? chosen));
     board.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
       const last = points.labels.length - 1;
       if (event.key === "Escape") return choose(null);
       if (event.key === "Home" || event.key === "End") { event.preventDefault(); return choose(event.key === "Home" ? 0 : last); }

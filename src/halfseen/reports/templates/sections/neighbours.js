@@ -3,8 +3,7 @@ look.lazily(document.querySelector("[data-near]") && document.querySelector("[da
   const images = section.querySelectorAll("[data-image]").length;
   const { classes, names, neighbours } = look.data;
   const hide = async (canvas, image, grid, hidden) => {
-    await look.paint(canvas, `picture-${image}`);
-    look.cells(canvas, grid, (i) => [128, 128, 128, hidden[i] === "1" ? 255 : 0]);
+    if (await look.paint(canvas, `picture-${image}`)) look.cells(canvas, grid, (i) => [128, 128, 128, hidden[i] === "1" ? 255 : 0]);
   };
   const draw = () => {
     const image = Math.min(look.image, images - 1);
@@ -22,9 +21,9 @@ look.lazily(document.querySelector("[data-near]") && document.querySelector("[da
         if (!found) continue;
         const [place, value] = found, same = classes[place] && classes[place] === classes[image];
         const canvas = tile.querySelector("canvas"), caption = tile.querySelector("figcaption");
-        const label = place === image ? "the image itself" : classes[place] || names[place];
+        const label = classes[place] || names[place];
         look.thumbnail(canvas, place);
-        canvas.setAttribute("aria-label", `${names[place]}, ${classes[place] || "no class"}, similarity ${value.toFixed(3)}${place === image ? ", the image itself" : same ? ", same class" : ""}`);
+        canvas.setAttribute("aria-label", `${names[place]}, ${classes[place] || "no class"}, similarity ${value.toFixed(3)}${same ? ", same class" : ""}`);
         const name = document.createElement("bdi"), mark = document.createElement("span");
         name.textContent = label;
         mark.className = "same";

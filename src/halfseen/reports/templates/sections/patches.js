@@ -87,7 +87,7 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
     section.querySelector("[data-layer-words]").textContent = named;
     slider.setAttribute("aria-valuetext", named);
     const canvas = section.querySelector('[data-board="picture"] canvas');
-    await look.paint(canvas, `picture-${Math.min(look.image, images - 1)}`);
+    if (!(await look.paint(canvas, `picture-${Math.min(look.image, images - 1)}`))) return;
     look.box(canvas, grid, from.row, from.column);
     if (other) { const to = at(grid, other); look.box(canvas, grid, to.row, to.column, true); }
   };
@@ -114,6 +114,7 @@ look.lazily(document.querySelector("[data-explorer]"), () => {
     board.addEventListener("pointerleave", () => { compared = null; render(); });
     board.addEventListener("blur", () => { compared = null; render(); });
     board.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
       if (event.key === "Escape") { compared = null; return render(); }
       if (!(event.key in moves)) return;
       event.preventDefault();

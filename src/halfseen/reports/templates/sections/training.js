@@ -116,6 +116,7 @@
     svg.addEventListener("pointerleave", () => choose(null));
     svg.addEventListener("blur", () => choose(null));
     svg.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey) return;
       const xs = chart.series[0].x, last = xs.length - 1;
       let at = chosen === null ? -1 : xs.reduce((b, x, i) => (Math.abs(x - chosen) < Math.abs(xs[b] - chosen) ? i : b), 0);
       const jump = event.shiftKey ? 10 : 1;
