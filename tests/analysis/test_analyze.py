@@ -341,3 +341,11 @@ def test_large_images_are_kept_small() -> None:
     config = AnalyzeConfig.model_validate(QUICK)
     wide = AnalyzedEncoder("wide", network("vit", 48), (0.5,) * 3, (0.25,) * 3, "here")
     assert analyze([wide], large, config, ["rank"]).encoders[0].arrays["images/thumbnails"].shape == (2, 32, 32, 3)
+
+
+def test_features_that_are_not_finite_are_a_sentence() -> None:
+    ill = subject()
+    with torch.no_grad():
+        next(ill.encoder.parameters()).fill_(torch.nan)
+    with pytest.raises(DataError, match="'vit': its features are not finite"):
+        analyze([ill], pictures(4), AnalyzeConfig.model_validate(QUICK), ["rank", "geometry"])

@@ -138,3 +138,8 @@ def test_the_users_faults_are_sentences(
     assert run(["analyze", *given, "--out", str(tmp_path / "out")]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_own_folder_is_no_place_for_an_analysis(trained_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["analyze", str(trained_run), "--images", "6", "--out", str(trained_run)]) == 2
+    assert f"Write into '{trained_run / 'analysis'}'" in capsys.readouterr().err

@@ -468,7 +468,14 @@ def test_every_class_has_a_colour_of_its_own() -> None:
         assert colours[0] == BACKGROUND
 
 
-def test_broken_examples_of_a_segmentation_are_named(run: Path) -> None:
-    (run / "evaluations" / "viny-segmentation.npz").write_bytes(b"PK")
+@pytest.mark.parametrize("fault", ["no archive", "other sizes", "not bytes"])
+def test_broken_examples_of_a_segmentation_are_named(run: Path, fault: str) -> None:
+    path = run / "evaluations" / "viny-segmentation.npz"
+    if fault == "no archive":
+        path.write_bytes(b"PK")
+    else:
+        targets = np.zeros((2, 4 if fault == "other sizes" else SIZE, SIZE), np.uint8)
+        images = np.zeros((2, SIZE, SIZE, 3), np.float32 if fault == "not bytes" else np.uint8)
+        np.savez(path, images=images, targets=targets, predictions=targets, miou=np.zeros(2), names=np.array(["a"]))
     _, found = read(write_report(run))
     assert "evaluations/viny-segmentation.npz can't be read" in found.text

@@ -192,6 +192,11 @@ def _watch(look: Look, watchers: dict[str, Watcher], views: Tensor, place: Place
             show(lambda watcher, view=view: watcher.block(view, place))  # type: ignore[misc]
         norm = look.encoder.final_norm
         features = Features(norm(view.tokens.prefix), norm(view.tokens.patches), view.tokens.grid)
+    if not bool(torch.isfinite(features.patches).all()):
+        raise DataError(
+            f"'{look.subject.name}': its features are not finite, so there is nothing to analyse. Its weights are "
+            "damaged, or the precision is too narrow for them: try --precision fp32."
+        )
     look.found.grid = features.grid
     show(lambda watcher: watcher.output(features, place))
 

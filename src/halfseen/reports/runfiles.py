@@ -294,9 +294,21 @@ def read_segmentation(path: Path) -> SegmentationSet:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return SegmentationSet(**{name: arrays[name] for name in SegmentationSet._fields})
+            found = SegmentationSet(**{name: arrays[name] for name in SegmentationSet._fields})
+            _check_examples(found)
+            return found
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"'{path}' holds no examples of a segmentation ({type(error).__name__}).") from None
+
+
+def _check_examples(examples: SegmentationSet) -> None:
+    """Raises ValueError where arrays don't belong together."""
+    n, height, width, *_ = examples.images.shape
+    pixels = (n, height, width)
+    fit = examples.images.shape == (*pixels, 3) and examples.targets.shape == examples.predictions.shape == pixels
+    bytes_ = {examples.images.dtype, examples.targets.dtype, examples.predictions.dtype} == {np.dtype(np.uint8)}
+    if not (fit and bytes_ and examples.miou.shape == (n,) and 0 < examples.names.size <= 255):
+        raise ValueError("arrays of other shapes")
 
 
 def _read_segmentations(folder: Path, problems: list[str]) -> dict[str, SegmentationSet]:

@@ -60,9 +60,9 @@ def view_segmentation(protocol: str, examples: SegmentationSet) -> SegmentationV
         zip(examples.images, examples.targets, examples.predictions, examples.miou, strict=True), start=1
     ):
         known = target != 255
-        right = float((target == prediction)[known].mean()) if known.any() else float("nan")
         score = "mean IoU not defined" if np.isnan(miou) else f"mean IoU {100 * miou:.1f} %"
-        words = f"{score}, {100 * right:.1f} % of the pixels right; shows {_listed(target, names)}"
+        right = f", {100 * (target == prediction)[known].mean():.1f} % of the pixels right" if known.any() else ""
+        words = f"{score}{right}; shows {_listed(target, names)}"
         triples.append(
             Triple(
                 picture_uri(_small(image, Image.Resampling.LANCZOS)),
