@@ -84,8 +84,8 @@ def command(
         raise ConfigError("ENCODER: missing. Name a run, a file or timm:NAME.")
     runs = [find_run(name) for name in names]
     if out is not None and find_run(str(out)) is not None:
-        raise ConfigError(f"--out: '{out}' is a run's own folder, with figures of its own. Write into '{out / FOLDER}'.")
-            f"--out: '{out}' is the folder of a run, with figures of its own. Write into '{out / FOLDER}'."
+        raise ConfigError(
+            f"--out: '{out}' is a run's own folder, with figures of its own. Write into '{out / FOLDER}'."
         )
     first_run = next((run for run in runs if run is not None), None)
     if data is None and first_run is None:
