@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from halfseen.ops.flops import count_flops
 from halfseen.ops.local_backward import backward_at_once
 
 
@@ -126,3 +127,16 @@ def test_half_precision_and_no_gradient_are_computed_plainly(parts: tuple[nn.Mod
         assert node() == "_AtOnceBackward"
     with torch.no_grad():
         assert node() == "NoneType"
+
+
+def test_operations_are_counted_as_those_of_the_plain_call(parts: tuple[nn.Module, nn.Module, Tensor]) -> None:
+    encoder, decoder, rows = parts
+
+    def term(tokens: Tensor) -> Tensor:
+        value: Tensor = decoder(tokens).square().mean()
+        return value
+
+    plain = count_flops(lambda: term(encoder(rows)).backward())  # type: ignore[no-untyped-call]
+    own = list(decoder.parameters())
+    assert plain > 0
+    assert count_flops(lambda: backward_at_once(term, encoder(rows), own).backward()) == plain  # type: ignore[no-untyped-call]

@@ -47,7 +47,7 @@ class _AtOnce(torch.autograd.Function):
     def forward(ctx: Any, term: Callable[[Tensor], Tensor], shared: Tensor, *own: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = shared.detach().requires_grad_(shared.requires_grad)
-            value = term(leaf)
+            value = term(leaf.view_as(leaf))  # Counters of operations watch a module's inputs, which may be no leaves.
         wanted = [leaf, *own] if shared.requires_grad else list(own)
         found = list(torch.autograd.grad(value, wanted, allow_unused=True))
         if not shared.requires_grad:
