@@ -23,6 +23,7 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
 html_theme = "furo"
+html_extra_path = ["extra"]
 html_title = "halfseen"
 html_copy_source = False
 html_show_sourcelink = False
