@@ -73,6 +73,7 @@ def open_page(browser: "Browser") -> Iterator[Open]:
     def open_(file: Path, width: int = 1200, dark: bool = False) -> Opened:
         scheme = "dark" if dark else "light"
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+        page.set_default_timeout(120_000)  # A picture of a long page takes its time on a busy machine.
         found = Opened(page)
         page.on("console", lambda message: found.console.append(message.text))
         page.on("pageerror", lambda error: found.console.append(str(error)))
