@@ -1,6 +1,7 @@
 """What a run would cost, found out before it starts: parameters, steps, memory, and time measured on a few images."""
 
 import time
+import weakref
 from typing import Literal, NamedTuple
 
 import torch
@@ -238,17 +239,15 @@ def _pass(config: RunConfig, method: Method, device: torch.device, count: int) -
     batch = _noise(method, count).to(str(device))
     progress = Progress(0, 1, 1, config.seed, 0, count)
     own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
-    kept: dict[int, int] = {}
-
-    def remember(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-
+    # Some are given up before the forward pass ends (`ops.local_backward`), so what lives then counts.
+    seen: list[weakref.ref[Tensor]] = []
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
-        with watching_kept(remember), autocast(device, config.runtime.precision):
+        with watching_kept(lambda tensor: seen.append(weakref.ref(tensor))), autocast(device, config.runtime.precision):
             loss = method(batch, progress).loss
+        storages = [tensor.untyped_storage() for ref in seen if (tensor := ref()) is not None]
+        kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
+        del storages
         loss.backward()
         loss.item()  # Waits for the device.
         seconds = time.perf_counter() - started
