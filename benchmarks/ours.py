@@ -15,9 +15,9 @@ from halfseen.data.loader import Job, TrainingWorker
 from halfseen.data.sources import Source, open_source
 from halfseen.engine.config import TrainConfig
 from halfseen.engine.optim import build_optimizer, clip_each_tensor, clip_gradients, parameter_groups
-from halfseen.engine.precision import autocast
 from halfseen.methods.base import Method
 from halfseen.methods.table import MethodConfig, build_method
+from halfseen.ops.precision import autocast
 from halfseen.types import Batch, Progress
 
 TOTAL_STEPS = 100_000

@@ -26,10 +26,10 @@ from halfseen.cli.measuring import (
 from halfseen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from halfseen.evaluation.features import Precision as PrecisionName
     from halfseen.evaluation.results import Result
     from halfseen.evaluation.segmentation.config import SegmentationConfig
     from halfseen.evaluation.subject import OnProgress
+    from halfseen.ops.precision import Precision as PrecisionName
 
 
 def command(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
 from halfseen.ops.freezing import FreezeScale
+from halfseen.ops.precision import Precision
 
 OptimizerName = Literal["adamw", "sgd", "lars"]
 ScheduleName = Literal[
@@ -20,7 +21,6 @@ ScheduleName = Literal[
     "multistep", "linear", "step", "constant",
 ]  # fmt: skip
 DecayScheduleName = Literal["constant", "ibot_cosine", "msn_cosine"]
-Precision = Literal["fp32", "bf16", "fp16"]
 DeviceName = Literal["cpu", "cuda", "mps", "xla"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 

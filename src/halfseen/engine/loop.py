@@ -43,12 +43,13 @@ from halfseen.engine.optim import (
     optimizer_tensors,
     parameter_groups,
 )
-from halfseen.engine.precision import autocast, open_device, open_scaler
+from halfseen.engine.precision import open_device, open_scaler
 from halfseen.engine.state import TrainState
 from halfseen.engine.terminal import Terminal, duration
 from halfseen.errors import CheckpointError, ConfigError, TrainingError
 from halfseen.ops.effective_rank import feature_std, rankme
 from halfseen.ops.modes import keeping_modes
+from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import stream_seed
 from halfseen.types import Batch, GroupKey, Progress, StepOutput
 

@@ -1,17 +1,14 @@
-"""Number formats of a step: autocast for fp32, bf16 and fp16, and the loss scaler that fp16 needs.
+"""The device of a process, and the loss scaler that fp16 needs.
 
 Weights and moments stay float32; softmax, norms and losses are kept in float32 by the modules that compute them.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 
-from halfseen.engine.config import DeviceName, Precision
+from halfseen.engine.config import DeviceName
 from halfseen.engine.state import TrainState
 from halfseen.errors import ConfigError
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+from halfseen.ops.precision import Precision
 
 
 def open_device(name: DeviceName, local_rank: int = 0) -> torch.device:
@@ -35,13 +32,6 @@ def open_device(name: DeviceName, local_rank: int = 0) -> torch.device:
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context of a forward pass; nothing for fp32."""
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def open_scaler(device: torch.device, precision: Precision, state: TrainState) -> torch.amp.GradScaler:

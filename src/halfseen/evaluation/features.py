@@ -21,10 +21,9 @@ from halfseen.data.sources import Source
 from halfseen.data.transforms import Interpolation
 from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.evaluation.results import FeatureKind
+from halfseen.ops.precision import Precision, autocast
 from halfseen.ops.randomness import numpy_generator, torch_generator
 from halfseen.types import SkippedFile
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 FEATURE_SENTENCES: dict[FeatureKind, str] = {
     "cls": "class token of the last block after the final norm",
@@ -152,8 +151,7 @@ class EncoderFeatures:
     @torch.no_grad()
     def of_images(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D"]:
         """Features of images that are normalised already; they carry no gradient."""
-        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        with torch.autocast(torch.device(self.device).type, dtype=half, enabled=half is not None):
+        with autocast(torch.device(self.device), self.precision):
             return pool_blocks(self._tokens(images), self.feature)
 
     def _tokens(self, images: Tensor) -> list[Tokens]:

@@ -11,7 +11,6 @@ from halfseen.evaluation.features import (
     EncoderFeatures,
     Extractor,
     FeatureSet,
-    Precision,
     draw_subset,
     extract_features,
 )
@@ -19,6 +18,7 @@ from halfseen.evaluation.knn.protocol import HEADLINE_K
 from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.results import EvaluateConfig
 from halfseen.ops.modes import keeping_modes
+from halfseen.ops.precision import Precision
 
 
 class OnlineSplits(NamedTuple):

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from halfseen.backbones.base import Encoder
-from halfseen.evaluation.features import EncoderFeatures, Extractor, Precision, RawPixels
+from halfseen.evaluation.features import EncoderFeatures, Extractor, RawPixels
 from halfseen.evaluation.results import FeatureKind
 from halfseen.ops.pixels import Channels
+from halfseen.ops.precision import Precision
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what is being done, done, all)."""

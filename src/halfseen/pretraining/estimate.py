@@ -13,12 +13,13 @@ from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
 from halfseen.engine.freezing import Freezer
 from halfseen.engine.optim import LearningRate
-from halfseen.engine.precision import autocast, open_device
+from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import duration
 from halfseen.methods.base import Method
 from halfseen.ops.flops import count_flops
 from halfseen.ops.freezing import Stage
 from halfseen.ops.mask_distance import average_distance
+from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig

@@ -28,12 +28,13 @@ from halfseen.engine.folder import check_folder, hold_folder, open_folder, write
 from halfseen.engine.health import Health, RunShape
 from halfseen.engine.journal import open_journal, require_tensorboard
 from halfseen.engine.loop import FitResult, fit
-from halfseen.engine.precision import autocast, open_device
+from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import Terminal, open_terminal
 from halfseen.evaluation.results import Result
 from halfseen.methods.base import Method
 from halfseen.methods.table import METHODS
 from halfseen.ops.pixels import normalise
+from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
 from halfseen.pretraining.build import identity_of, keep_guide, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config

@@ -23,7 +23,6 @@ from halfseen.data.policies import RandAugment, trivial_augment_and_erase
 from halfseen.data.sources import Source
 from halfseen.engine.config import RuntimeConfig
 from halfseen.engine.distributed import Distributed
-from halfseen.engine.precision import autocast
 from halfseen.evaluation.finetuning.classifier import Classifier
 from halfseen.evaluation.finetuning.config import FinetuneConfig
 from halfseen.evaluation.linear.side_by_side import ranks
@@ -32,6 +31,7 @@ from halfseen.ops.erasing import draw_erasures, erase
 from halfseen.ops.mixing import mix_or_cut
 from halfseen.ops.moving_average import pair_by_name, update_average
 from halfseen.ops.pixels import normalise
+from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator, torch_generator
 from halfseen.types import Batch, GroupKey, Photometric, Progress, SkippedFile, StepOutput, ViewPlan, ViewSpec
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from halfseen.backbones.viny import ViNyEncoder
 from halfseen.data.resident import Resident
-from halfseen.engine.precision import autocast
 from halfseen.evaluation.intermediate.config import IntermediateConfig
 from halfseen.evaluation.intermediate.models import Stage, summary_words
 from halfseen.evaluation.intermediate.task import StageTask
@@ -19,6 +18,7 @@ from halfseen.evaluation.resident_training import logged_curves
 from halfseen.evaluation.results import Result
 from halfseen.evaluation.statements import confusion_of, per_class
 from halfseen.evaluation.subject import Subject
+from halfseen.ops.precision import autocast
 from halfseen.types import Batch
 
 FORWARD_IMAGES = 256

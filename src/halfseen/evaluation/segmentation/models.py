@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.weights import import_checkpoint
 from halfseen.data.sampler import StepSampler
-from halfseen.engine.precision import autocast
 from halfseen.errors import ShapeError, WeightsError
-from halfseen.evaluation.features import Precision
 from halfseen.evaluation.knn.votes import weighted_knn
 from halfseen.evaluation.resident_training import OneGroup
 from halfseen.evaluation.subject import RAW_MEAN, RAW_STD
 from halfseen.ops.patches import patchify
 from halfseen.ops.pixels import Channels, normalise
+from halfseen.ops.precision import Precision, autocast
 from halfseen.ops.randomness import stream_seed
 from halfseen.ops.segmentation import ClassSoftmax, class_map, pixel_labels, pixel_scores, segmentation_loss
 from halfseen.types import Batch, Progress, StepOutput

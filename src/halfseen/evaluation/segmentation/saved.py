@@ -12,9 +12,7 @@ from torch import Tensor
 
 from halfseen.backbones.weights import export_encoder, load_encoder
 from halfseen.data.resident import Resident
-from halfseen.engine.precision import autocast
 from halfseen.errors import WeightsError
-from halfseen.evaluation.features import Precision
 from halfseen.evaluation.head_file import HEAD, read_head, write_head
 from halfseen.evaluation.segmentation.config import SegmentationConfig
 from halfseen.evaluation.segmentation.models import (
@@ -27,6 +25,7 @@ from halfseen.evaluation.segmentation.models import (
 from halfseen.evaluation.segmentation.task import Task
 from halfseen.evaluation.statements import fingerprints_of
 from halfseen.evaluation.subject import RAW_MEAN, RAW_STD, Subject
+from halfseen.ops.precision import Precision, autocast
 from halfseen.ops.segmentation import image_scores
 
 EXAMPLES = Path("figures") / "segmentation_example.npz"

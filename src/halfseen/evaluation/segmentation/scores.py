@@ -9,12 +9,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from halfseen.data.resident import Resident
-from halfseen.engine.precision import autocast
 from halfseen.evaluation.results import ClassResult
 from halfseen.evaluation.segmentation.config import SegmentationConfig
 from halfseen.evaluation.segmentation.models import Segmenter
 from halfseen.evaluation.segmentation.task import FORWARD_IMAGES, Seen, Task
 from halfseen.evaluation.subject import OnProgress, Subject
+from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
 from halfseen.ops.segmentation import dataset_class_iou, image_scores, pixel_confusion
 
