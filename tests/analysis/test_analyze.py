@@ -17,7 +17,7 @@ from halfseen.analysis.geometry import TokenGeometry
 from halfseen.analysis.masked_views import agreement, draw_visible, learned_half_seen, retrieve, shared_neighbours
 from halfseen.analysis.watchers.attention import AttentionWatcher
 from halfseen.analysis.watchers.base import Place
-from halfseen.analysis.watchers.features import GeometryWatcher
+from halfseen.analysis.watchers.features import GeometryWatcher, RankWatcher
 from halfseen.analysis.watchers.spectra import FourierWatcher
 from halfseen.analysis.watchers.tokens import SimilarityWatcher
 from halfseen.backbones.base import BlockView, Encoder, Features, Tokens
@@ -299,7 +299,7 @@ def test_grids_that_are_not_square() -> None:
     """Attention is defined for them, the Fourier diagonal and patch geometry are not."""
     encoder = network("vit")
     images = torch.randn(2, 3, 16, 8)
-    attention, fourier, geometry = AttentionWatcher(4, shown=1), FourierWatcher(), GeometryWatcher()
+    attention, fourier, geometry = AttentionWatcher(4, shown=1, class_token=True), FourierWatcher(), GeometryWatcher()
     views = list(encoder.block_views(images))
     for view in views:
         attention.block(view, Place(0, 2))
@@ -309,6 +309,18 @@ def test_grids_that_are_not_square() -> None:
     last = views[-1].tokens
     with pytest.raises(ShapeError, match="needs a square grid"):
         geometry.output(Features(last.prefix, last.patches, last.grid), Place(0, 2))
+
+
+def test_a_register_is_not_taken_for_a_class_token() -> None:
+    tokens = Tokens(torch.randn(3, 2, 8), torch.randn(3, 16, 8), (4, 4))
+    attention = torch.rand(3, 2, 18, 18).softmax(dim=-1)
+    for class_token, maps in ((True, 4), (False, 3)):
+        watcher = AttentionWatcher(4, shown=2, class_token=class_token)
+        watcher.block(BlockView(1, tokens, attention=attention), Place(0, 3))
+        assert watcher.result().arrays["maps"].shape == (1, 2, 2, maps, 4, 4)
+        rank = RankWatcher(2, 1, class_token)
+        rank.output(Features(tokens.prefix, tokens.patches, tokens.grid), Place(0, 3))
+        assert ("rankme_cls" in rank.result().numbers) == class_token
 
 
 def test_similarities_of_large_grids_are_left_out() -> None:

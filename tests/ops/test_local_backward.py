@@ -33,7 +33,7 @@ def test_gradients_are_those_of_the_plain_call(parts: tuple[nn.Module, nn.Module
         networks.zero_grad()
         tokens = encoder(rows)
         value = backward_at_once(term, tokens, list(decoder.parameters())) if at_once else term(tokens)
-        (0.3 * value + tokens.sum() * 1e-2).backward()  # type: ignore[no-untyped-call]
+        (0.3 * value + tokens.sum() * 1e-2).backward()
         return value, [None if p.grad is None else p.grad.clone() for p in networks.parameters()]
 
     if frozen == "encoder":
@@ -66,7 +66,7 @@ def test_terms_that_share_parameters_and_draw_random_numbers_add_up(parts: tuple
                 backward_at_once(term, x, list(decoder.parameters())) if at_once else term(x)
                 for x in (tokens, tokens.sin())
             ]
-            (sum(terms) / 2).backward()  # type: ignore[union-attr, no-untyped-call]
+            (sum(terms) / 2).backward()
         return [p.grad.clone() for p in networks.parameters() if p.grad is not None]
 
     expected = gradients(at_once=False)
@@ -77,7 +77,7 @@ def test_terms_that_share_parameters_and_draw_random_numbers_add_up(parts: tuple
 
 def test_a_term_whose_input_needs_no_gradient_still_learns(parts: tuple[nn.Module, nn.Module, Tensor]) -> None:
     _, decoder, _ = parts
-    backward_at_once(lambda x: decoder(x).sum(), torch.randn(5, 8), list(decoder.parameters())).backward()  # type: ignore[no-untyped-call]
+    backward_at_once(lambda x: decoder(x).sum(), torch.randn(5, 8), list(decoder.parameters())).backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in decoder.parameters())
 
 
@@ -136,7 +136,7 @@ def test_operations_are_counted_as_those_of_the_plain_call(parts: tuple[nn.Modul
         value: Tensor = decoder(tokens).square().mean()
         return value
 
-    plain = count_flops(lambda: term(encoder(rows)).backward())  # type: ignore[no-untyped-call]
+    plain = count_flops(lambda: term(encoder(rows)).backward())
     own = list(decoder.parameters())
     assert plain > 0
-    assert count_flops(lambda: backward_at_once(term, encoder(rows), own).backward()) == plain  # type: ignore[no-untyped-call]
+    assert count_flops(lambda: backward_at_once(term, encoder(rows), own).backward()) == plain

@@ -21,7 +21,7 @@ from halfseen.analysis.watchers.layers import AlignmentWatcher, align
 from halfseen.data.sources import Source
 from halfseen.data.subsets import share_of_each_class
 from halfseen.errors import DataError, HalfseenError
-from halfseen.evaluation.features import Precision
+from halfseen.ops.precision import Precision
 
 
 def analyze(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from halfseen.analysis.watchers.base import Arrays, Found
 from halfseen.backbones.base import Encoder
 from halfseen.methods.base import Method
+from halfseen.ops.pixels import Channels
 
 FORMAT_VERSION = 1
 SUMMARY_FILE = "analysis.json"
@@ -34,8 +35,8 @@ class AnalyzedEncoder:
 
     name: str
     encoder: Encoder
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: Channels
+    std: Channels
     origin: str
     role: str = "student"
     method: Method | None = None

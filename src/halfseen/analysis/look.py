@@ -1,6 +1,7 @@
 """One encoder on its images: what all passes over it share."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from halfseen.analysis.watchers.features import RankWatcher
 from halfseen.analysis.watchers.layers import AlignmentWatcher
 from halfseen.backbones.base import Features
 from halfseen.data.sources import Source
-from halfseen.evaluation.features import Precision
+from halfseen.ops.pixels import denormalise, normalise
+from halfseen.ops.precision import Precision, autocast
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -44,25 +46,24 @@ class Look:
         self.only, self.seed, self.device, self.precision = only, seed, device, precision
         self.workers, self.tell = workers, tell
         self.encoder = subject.encoder.to(device).eval()
-        self.mean, self.std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (subject.mean, subject.std))
+        self._scale = subject.mean, subject.std
         self.found = EncoderAnalysis(subject)
         self.alignment: AlignmentWatcher | None = None
         self.labels = torch.empty(0, dtype=torch.int64)
-        self.rank = RankWatcher(config.shown_images, config.neighbours)
+        self.rank = RankWatcher(config.shown_images, config.neighbours, self.encoder.has_class_token)
         self.layer_means = AlignmentWatcher(config.token_rows, seed)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """The precision of the forward passes."""
-        half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        return torch.autocast(torch.device(self.device).type, dtype=half, enabled=half is not None)
+        return autocast(torch.device(self.device), self.precision)
 
     def normalised(self, views: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """Pixels as the encoder takes them, on its device."""
-        return (views.to(self.device).float() / 255 - self.mean) / self.std
+        return normalise(views.to(self.device), *self._scale)
 
     def pixels(self, normalised: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
         """The other way, in [0, 1] for what came from there."""
-        return normalised.float() * self.std + self.mean
+        return denormalise(normalised, *self._scale)
 
     def encode(self, images: Tensor, visible_ids: Tensor | None = None) -> Features:
         """Normalised images through the encoder, some patches dropped where `visible_ids` says so."""

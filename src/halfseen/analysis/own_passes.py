@@ -12,6 +12,7 @@ from torch import Tensor
 from halfseen.analysis.fidelity import Fidelity, Region, Space
 from halfseen.analysis.look import Look
 from halfseen.analysis.masked_views import agreement, draw_visible, learned_half_seen, retrieve, shared_neighbours
+from halfseen.analysis.reconstruct import to_uint8
 from halfseen.analysis.robustness import band_noise, nearest_class, sign_noise
 from halfseen.analysis.watchers.base import Arrays, Found, image_feature
 from halfseen.data.loader import evaluation_batches
@@ -195,8 +196,8 @@ def reconstruction(look: Look, images: Tensor) -> Found:
         look.tell(f"{look.subject.name}: reconstructions", number + 1, -(-len(images) // config.batch_size))
     target, guess, hidden = (torch.cat(parts)[: config.shown_images].cpu() for parts in zip(*pictures, strict=True))
     arrays: Arrays = {
-        "original": _bytes(target),
-        "predicted": _bytes(guess),
+        "original": to_uint8(target),
+        "predicted": to_uint8(guess),
         "hidden": hidden[:, 0].numpy(),
     }
     count = sum(float(each[2].sum()) for each in pictures)
@@ -217,9 +218,3 @@ def _share(found: Tensor, labels: Tensor) -> float:
     """Of images with a label, those that got it."""
     known = labels >= 0
     return float((found[known] == labels[known]).double().mean())
-
-
-def _bytes(pixels: Tensor) -> NDArray[np.uint8]:
-    """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3]."""
-    found: NDArray[np.uint8] = (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return found

@@ -113,7 +113,7 @@ def reconstruct_images(
     method.train(was_training)
     stacked = {name: np.stack([each[name] for each in shown]) for name in shown[0]}
     return ReconstructionSet(
-        original=_to_uint8(images),
+        original=to_uint8(images),
         **stacked,
         indices=found,
         paths=tuple(source.path(int(index)) for index in found),
@@ -203,9 +203,9 @@ def _show(reconstruction: Reconstruction, mean: Tensor, std: Tensor) -> dict[str
     hidden = reconstruction.pixel_mask.cpu()
     pasted = torch.where(hidden, prediction, images)
     shown = {
-        "masked": _to_uint8(torch.where(hidden, torch.full_like(images, HIDDEN_GREY), images)),
-        "predicted": _to_uint8(prediction),
-        "pasted": _to_uint8(pasted),
+        "masked": to_uint8(torch.where(hidden, torch.full_like(images, HIDDEN_GREY), images)),
+        "predicted": to_uint8(prediction),
+        "pasted": to_uint8(pasted),
         "hidden_share": hidden.double().mean().numpy(),
         "psnr_hidden": psnr(prediction, images, where=hidden).double().numpy(),
         "psnr_whole": psnr(pasted, images).double().numpy(),
@@ -224,7 +224,7 @@ def _ssim(pasted: Tensor, images: Tensor, hidden: Tensor) -> dict[str, np.ndarra
     return {"ssim_hidden": where_hidden.numpy(), "ssim_whole": similarity.flatten(1).mean(dim=1).numpy()}
 
 
-def _to_uint8(images: Tensor) -> Pictures:
+def to_uint8(images: Tensor) -> Pictures:
     """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3]."""
     pixels: Pictures = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return pixels

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import methodcaller
 
 import numpy as np
 import torch
@@ -147,7 +148,9 @@ def _watchers(look: Look, masks: Tensor | None) -> dict[str, Watcher]:
     config, encoder = look.config, look.encoder
     layer = config.embedding_layer or max(1, encoder.num_layers - 1)
     every: dict[AnalysisName, Callable[[], Watcher]] = {
-        "attention": lambda: AttentionWatcher(encoder.patch_size, config.shown_images, config.queries),
+        "attention": lambda: AttentionWatcher(
+            encoder.patch_size, config.shown_images, config.queries, class_token=encoder.has_class_token
+        ),
         "fourier": FourierWatcher,
         "spectra": lambda: SpectrumWatcher(config.spectrum_images),
         "cka": lambda: look.layer_means,
@@ -189,7 +192,7 @@ def _watch(look: Look, watchers: dict[str, Watcher], views: Tensor, place: Place
 
     with look.autocast():
         for view in look.encoder.block_views(look.normalised(views)):
-            show(lambda watcher, view=view: watcher.block(view, place))  # type: ignore[misc]
+            show(methodcaller("block", view, place))
         norm = look.encoder.final_norm
         features = Features(norm(view.tokens.prefix), norm(view.tokens.patches), view.tokens.grid)
     if not bool(torch.isfinite(features.patches).all()):
@@ -198,7 +201,7 @@ def _watch(look: Look, watchers: dict[str, Watcher], views: Tensor, place: Place
             "damaged, or the precision is too narrow for them: try --precision fp32."
         )
     look.found.grid = features.grid
-    show(lambda watcher: watcher.output(features, place))
+    show(methodcaller("output", features, place))
 
 
 def _thumbnails(views: UInt8[Tensor, "B 3 S S"]) -> UInt8[Tensor, "B 3 t t"]:

@@ -48,11 +48,9 @@ class _AtOnce(torch.autograd.Function):
         with torch.enable_grad():
             leaf = shared.detach().requires_grad_(shared.requires_grad)
             value = term(leaf.view_as(leaf))  # Counters of operations watch a module's inputs, which may be no leaves.
-        wanted = [leaf, *own] if shared.requires_grad else list(own)
-        found = list(torch.autograd.grad(value, wanted, allow_unused=True))
-        if not shared.requires_grad:
-            found.insert(0, None)  # type: ignore[arg-type]
-        ctx.save_for_backward(*found)
+        first: list[Tensor | None] = [] if shared.requires_grad else [None]
+        wanted = own if first else (leaf, *own)
+        ctx.save_for_backward(*first, *torch.autograd.grad(value, wanted, allow_unused=True))
         return value.detach()
 
     @staticmethod

@@ -28,10 +28,13 @@ class AttentionWatcher(Watcher):
         patch_size: side of a patch in pixels.
         shown: of how many images maps are kept.
         queries: (row, column) of the patches whose maps are kept; None = three places of any grid.
+        class_token: whether the first prefix token is one, whose own map is kept too; registers have none of interest.
     """
 
-    def __init__(self, patch_size: int, shown: int, queries: Sequence[tuple[int, int]] | None = None) -> None:
-        self.patch_size, self.shown, self.queries = patch_size, shown, queries
+    def __init__(
+        self, patch_size: int, shown: int, queries: Sequence[tuple[int, int]] | None = None, *, class_token: bool
+    ) -> None:
+        self.patch_size, self.shown, self.queries, self.class_token = patch_size, shown, queries, class_token
         self._grid = (0, 0)
         self._distances = torch.empty(0)
         self._distance, self._information, self._maps = Rows(), Rows(), Rows()
@@ -52,7 +55,7 @@ class AttentionWatcher(Watcher):
         if wanted > 0:
             queries = default_queries(self._grid) if self.queries is None else self.queries
             looked = [query_maps(among[:wanted], query, self._grid) for query in queries]
-            if prefix:
+            if self.class_token:
                 own = view.attention[:wanted, :, 0, prefix:]
                 looked.append((own / own.sum(dim=-1, keepdim=True)).reshape(*own.shape[:2], *self._grid))
             self._maps.put(view.number, torch.stack(looked, dim=2).half(), place, self.shown)
@@ -68,9 +71,8 @@ class AttentionWatcher(Watcher):
             "uniform_distance": np.asarray(uniform),
             "queries": np.asarray(queries, dtype=np.int64),
         }
-        if self._maps.names():
-            maps = torch.stack(self._maps.all())
-            arrays["maps"] = maps.numpy()  # [L, S, heads, queries (and class token), rows, columns]
+        if maps := self._maps.all():
+            arrays["maps"] = torch.stack(maps).numpy()  # [L, S, heads, queries (and class token), rows, columns]
         last = distances[-1].mean(), information[-1].double().mean()
         numbers = {
             "attention_distance_first": float(distances[0].mean()),

@@ -56,15 +56,8 @@ class Rows:
         """All rows of a name so far, on the CPU."""
         return self._blocks[name][: self._counts[name]]
 
-    def __contains__(self, name: Hashable) -> bool:
-        return name in self._blocks
-
-    def names(self) -> list[Hashable]:
-        """In the order in which they came."""
-        return list(self._blocks)
-
     def all(self) -> list[Tensor]:
-        """The rows of every name."""
+        """The rows of every name, in the order in which they came."""
         return [self[name] for name in self._blocks]
 
 

@@ -54,18 +54,19 @@ class RankWatcher(Watcher):
     Args:
         shown: of how many images neighbours are kept.
         neighbours: how many of each, by cosine similarity of the mean tokens.
+        class_token: whether the first prefix token is one, not a register.
     """
 
-    def __init__(self, shown: int, neighbours: int) -> None:
+    def __init__(self, shown: int, neighbours: int, class_token: bool) -> None:
         self.shown, self.neighbours = shown, neighbours
+        self.kinds: tuple[ImageFeature, ...] = ("mean", "cls") if class_token else ("mean",)
         self._features = Rows()
 
     def block(self, view: BlockView, place: Place) -> None:
         pass
 
     def output(self, features: Features, place: Place) -> None:
-        kinds: tuple[ImageFeature, ...] = ("mean", "cls") if features.prefix.shape[1] else ("mean",)
-        for kind in kinds:
+        for kind in self.kinds:
             self._features.put(kind, image_feature(features, kind), place)
 
     def features(self, kind: ImageFeature) -> Float[Tensor, "n D"]:
@@ -75,8 +76,8 @@ class RankWatcher(Watcher):
     def result(self) -> Found:
         arrays: Arrays = {}
         numbers: dict[str, float] = {}
-        for kind in self._features.names():
-            rows = self._features[kind]
+        for kind in self.kinds:
+            rows = self.features(kind)
             if len(rows) < 2:
                 raise ShapeError("effective ranks need at least two images.")
             numbers |= {f"rankme_{kind}": rankme(rows), f"alpha_req_{kind}": alpha_req(rows)}
