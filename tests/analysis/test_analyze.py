@@ -26,6 +26,7 @@ from halfseen.backbones.config import ModelConfig
 from halfseen.data.sources import ArraySource, Source, open_source
 from halfseen.errors import ConfigError, DataError, ShapeError
 from halfseen.ops.effective_rank import rankme
+from halfseen.reports.figures.analysis import draw_analysis
 
 QUICK = {"tsne": False, "masked_images": 3, "noise_images": 4, "shown_images": 2, "embedding_images": 3}
 VIT = {"name": "vit_tiny", "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -309,6 +310,20 @@ def test_grids_that_are_not_square() -> None:
     last = views[-1].tokens
     with pytest.raises(ShapeError, match="needs a square grid"):
         geometry.output(Features(last.prefix, last.patches, last.grid), Place(0, 2))
+
+
+def test_chosen_reference_patches_are_drawn_and_must_exist(tmp_path: Path) -> None:
+    config = AnalyzeConfig.model_validate({**QUICK, "references": [[3, 1]]})
+    found = analyze([subject()], pictures(4), config, ["similarity"])
+    assert found.encoders[0].arrays["images/references"].tolist() == [[13]] * len(
+        found.encoders[0].arrays["images/shown"]
+    )
+    assert one(pictures(4), ["similarity"]).arrays["images/references"][0, 0] == 0
+    summary = found.write(tmp_path)
+    draw_analysis(summary)
+    assert json.loads((tmp_path / "figures" / "similarity.json").read_text())["refs"] == {"[3, 1]": 13}
+    with pytest.raises(ConfigError, match=r"references: got \[4, 0\], but 'vit' has 4 rows"):
+        one(pictures(4), ["similarity"], references=[[4, 0]])
 
 
 def test_a_register_is_not_taken_for_a_class_token() -> None:

@@ -63,6 +63,12 @@ class AnalyzeConfig(BaseModel):
         description="Patches whose attention is shown, as [[row, column], ...] from 0; null takes the centre and two "
         "quarters. KAMIM's figure shows [[8, 3]].",
     )
+    references: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]], ...] | None = Field(
+        None,
+        min_length=1,
+        description="Patches whose similarity to all others is drawn, as [[row, column], ...] from 0; null takes "
+        "corner, inside and outline of an object where the data has masks, else corner, centre and most contrast.",
+    )
     spectrum_images: int = Field(
         64, ge=1, description="Of how many images the token-level singular values are computed."
     )

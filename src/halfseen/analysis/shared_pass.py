@@ -56,6 +56,7 @@ def look_at(look: Look) -> EncoderAnalysis:
 def _shared_pass(look: Look) -> UInt8[Tensor, "n 3 S S"]:
     """The pass that all watchers share. Gives the first images, for the passes that follow."""
     config = look.config
+    _check_references(look)
     keep = max(config.shown_images, config.masked_images, config.noise_images, config.reconstruction_images)
     images, masks = _pictures(look)
     watchers = _watchers(look, masks)
@@ -101,11 +102,29 @@ def _shared_pass(look: Look) -> UInt8[Tensor, "n 3 S S"]:
     return first
 
 
-def _references(look: Look, shown: Tensor, masks: Tensor | None) -> Int64[Tensor, "S 3"]:
-    """Patches that similarity maps are drawn for: corner, inside and outline of an object where masks tell these.
+def _check_references(look: Look) -> None:
+    """See that chosen patches are on the grid, before anything is computed.
 
-    Without masks: the corner, the centre and the patch with the most contrast.
+    Raises:
+        ConfigError: they aren't.
     """
+    side = look.encoder.image_size // look.encoder.stride
+    for row, column in look.config.references or ():
+        if max(row, column) >= side:
+            raise ConfigError(
+                f"references: got [{row}, {column}], but '{look.subject.name}' has {side} rows and columns of patches, "
+                f"counted from 0. Choose 0 to {side - 1}."
+            )
+
+
+def _references(look: Look, shown: Tensor, masks: Tensor | None) -> Int64[Tensor, "S R"]:
+    """Patches that similarity maps are drawn for: the chosen ones, or corner, inside and outline of an object.
+
+    Without masks, which tell what an object is: the corner, the centre and the patch with the most contrast.
+    """
+    if look.config.references is not None:
+        chosen = [row * look.found.grid[1] + column for row, column in look.config.references]
+        return torch.tensor(chosen).expand(len(shown), -1)
     names, patch = look.source.mask_names if masks is not None else (), look.encoder.stride
     if masks is not None and "background" in names:
         fractions = class_fractions(patch_histogram(masks[: len(shown)], patch, len(names)))

@@ -34,7 +34,7 @@ def similarity_maps(files: AnalysisFiles) -> "Figure | None":
     found = files.having("similarity/pairs.final")
     if not found:
         return None
-    names = [name.replace("_", " ") for name in _reference_names(found[0])]
+    names = [name.replace("_", " ") for name in _reference_names(files, found[0])]
     masked = "images/pixel_classes" in found[0].arrays
     tops = ["image", "classes of\nits pixels"] if masked else ["image"]
     figure = new_figure(3.0 * len(found) + 0.9, 2.6 * (len(names) + len(tops)))
@@ -97,7 +97,7 @@ def similarity_facts(files: AnalysisFiles) -> dict[str, JsonValue] | None:
         "bg": classes.index("background") if "background" in classes else None,
         "boundary": classes.index("border") if "border" in classes else None,
     }
-    grids = {each.row.name: _references(each) for each in found}
+    grids = {each.row.name: _references(files, each) for each in found}
     first = next(iter(grids.values()))
     names: list[JsonValue] = [each.row.name for each in found]
     return {
@@ -112,14 +112,18 @@ def similarity_facts(files: AnalysisFiles) -> dict[str, JsonValue] | None:
     }
 
 
-def _references(encoder: AnalyzedEncoderFiles) -> dict[str, JsonValue]:
+def _references(files: AnalysisFiles, encoder: AnalyzedEncoderFiles) -> dict[str, JsonValue]:
     """An encoder's reference patches of the first image, by name, and the side of its grid."""
     numbers = [int(patch) for patch in np.asarray(encoder.arrays["images/references"])[0]]
-    refs: dict[str, JsonValue] = dict(zip(_reference_names(encoder), numbers, strict=True))
+    refs: dict[str, JsonValue] = dict(zip(_reference_names(files, encoder), numbers, strict=True))
     return {"grid_size": int(encoder.arrays["similarity/grid.final"][0]), "refs": refs}
 
 
-def _reference_names(encoder: AnalyzedEncoderFiles) -> tuple[str, ...]:
+def _reference_names(files: AnalysisFiles, encoder: AnalyzedEncoderFiles) -> tuple[str, ...]:
+    if files.summary.settings.get("references") is not None:
+        columns = int(encoder.arrays["similarity/grid.final"][1])
+        # As they were chosen: row and column from 0.
+        return tuple(str(list(divmod(int(patch), columns))) for patch in encoder.arrays["images/references"][0])
     if "images/pixel_classes" in encoder.arrays:
         return ("bg_corner", "fg_interior", "boundary")
     return ("corner", "centre", "most_contrast")
