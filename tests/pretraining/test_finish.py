@@ -45,6 +45,12 @@ def test_none_and_a_full_analysis(make_images: Callable[..., Path], tmp_path: Pa
     with np.load(full / "full.npz") as arrays:
         assert arrays["embedding/images_tsne"].shape == (24, 2)
     assert len(list((full / "figures").glob("*.png"))) > 10
+    shares = {}
+    for kind in kinds:
+        with np.load(tmp_path / kind / "figures" / "reconstruction.npz") as arrays:
+            shares[kind] = [round(float(share), 2) for share in arrays["hidden_share"]]
+    assert len(shares["none"]) == 1 and shares["full"] == [*shares["none"], 0.25, 0.75, 0.94]  # 1 of 16 patches stays.
+    assert 'data-ratios="25' in (tmp_path / "full" / "report.html").read_text()  # From little hidden to much.
 
 
 def test_an_analysis_that_fails_is_a_sentence(

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from halfseen.analysis.analyze_config import AnalysisName
     from halfseen.analysis.findings import Analysis, AnalyzedEncoder
 
-FOLDER = "analysis"
 SHOWN_NUMBERS = (
     "attention_distance_last",
     "attention_information_last",
@@ -82,6 +81,8 @@ def command(
     names = [word for word in words if not is_override(word)]
     if not names:
         raise ConfigError("ENCODER: missing. Name a run, a file or timm:NAME.")
+    from halfseen.reports.analysis_files import FOLDER
+
     runs = [find_run(name) for name in names]
     if out is not None and find_run(str(out)) is not None:
         raise ConfigError(

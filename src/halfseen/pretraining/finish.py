@@ -20,6 +20,7 @@ from halfseen.evaluation.subject import Subject
 from halfseen.methods.base import Method
 from halfseen.pretraining.build import untrained_encoder
 from halfseen.pretraining.config import RunConfig
+from halfseen.reports.analysis_files import FOLDER
 from halfseen.reports.figures.analysis import draw_analysis, remove_figures
 from halfseen.reports.figures.pictures import draw_reconstructions
 from halfseen.reports.page import write_report
@@ -27,6 +28,8 @@ from halfseen.reports.page import write_report
 logger = logging.getLogger(__name__)
 
 PICTURES = 8
+MASK_RATIOS = (0.25, 0.5, 0.75, 0.9)
+"""Shares of hidden patches at which a full analysis shows reconstructions, beside the method's own."""
 
 
 class Harvest(NamedTuple):
@@ -54,12 +57,13 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
         )
         for role, encoder in method.encoders().items()
     }
+    held_out = test_split(config)
     evaluations = []
     labelled = len(source.class_names) > 1
     if config.evaluate.knn and labelled:
         terminal.say("Measuring: k-NN of the encoder, of the untrained network and of raw pixels.")
         try:
-            result = knn_of_run(config, method, source, run_dir, device)
+            result = knn_of_run(config, method, source, held_out, run_dir, device)
         except DataError as error:
             terminal.say(f"No k-NN accuracy for this run: {error}")
         else:
@@ -70,7 +74,8 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
             "The images have no labels (no first-level folders), so there is no k-NN accuracy. `halfseen knn` measures "
             "the encoder on any labelled folder."
         )
-    held_out = test_split(config)
+    own_ratio = getattr(config.method, "mask_ratio", None)  # Methods with a teacher predict no pixels and have none.
+    others = [ratio for ratio in MASK_RATIOS if config.evaluate.analyze == "full" and ratio != own_ratio]
     pictures = reconstruct_images(
         method,
         source if held_out is None else held_out,
@@ -79,6 +84,7 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
         image_size=config.data.image_size,
         crop_ratio=config.evaluate.crop_ratio,
         count=PICTURES,
+        mask_ratios=(None, *others),
         seed=config.seed,
         device=device,
     )
@@ -95,13 +101,14 @@ def finish(config: RunConfig, method: Method, source: Source, run_dir: Path, ste
     return Harvest(paths[method.main_role], tuple(evaluations), report)
 
 
-def knn_of_run(config: RunConfig, method: Method, source: Source, run_dir: Path, device: str) -> Result:
+def knn_of_run(
+    config: RunConfig, method: Method, source: Source, test: Source | None, run_dir: Path, device: str
+) -> Result:
     """Weighted k-NN of the run's main encoder on its own data, with its other encoders beside it.
 
     The data is a labelled test split if there is one, else every image is classified by all the others.
     """
     encoders = dict(method.encoders())
-    test = test_split(config)
     if test is not None and not (test.labels >= 0).any():
         test = None
     subject = Subject(
@@ -150,7 +157,7 @@ def analyze_run(
         precision=config.runtime.precision,
         workers=config.runtime.workers,
     )
-    summary = found.write(run_dir / "analysis")
+    summary = found.write(run_dir / FOLDER)
     if full:
         draw_analysis(summary)
     else:

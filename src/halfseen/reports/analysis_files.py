@@ -15,6 +15,9 @@ from halfseen.errors import CheckpointError
 
 Arrays = dict[str, NDArray[np.generic]]
 
+FOLDER = "analysis"
+"""A run's own analysis, in its folder."""
+
 
 class AnalyzedRow(BaseModel):
     """One encoder of `analysis.json`; what newer versions add is ignored."""

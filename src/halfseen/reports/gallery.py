@@ -1,13 +1,12 @@
 """A run's reconstructions as small embedded pictures."""
 
-import base64
-import io
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from halfseen.reports.inside.packing import picture_uri
 from halfseen.reports.runfiles import PictureSet
 from halfseen.reports.tables import visible
 
@@ -16,9 +15,9 @@ LARGEST_PICTURE = 128
 
 
 class Picture(NamedTuple):
-    """A PNG in base64."""
+    """A picture as a data URI."""
 
-    png: str
+    uri: str
     width: int
     height: int
     alt: str
@@ -50,9 +49,11 @@ class Gallery(NamedTuple):
 
 
 def build_gallery(pictures: PictureSet) -> Gallery:
-    shares = [f"{100 * share:.0f} %" for share in pictures.hidden_share]
+    # From little hidden to much; what was asked for first is shown first.
+    order = [int(number) for number in np.argsort(pictures.hidden_share, kind="stable")]
+    shares = [f"{100 * pictures.hidden_share[number]:.0f} %" for number in order]
     views = []
-    for number, share in enumerate(shares):
+    for number, share in zip(order, shares, strict=True):
         stacks = {
             "original": pictures.original,
             "masked, hidden parts grey": pictures.masked[number],
@@ -69,7 +70,7 @@ def build_gallery(pictures: PictureSet) -> Gallery:
             f"SSIM {_mean(pictures.ssim_hidden[number], 3)}, mean of these {len(rows)} images; higher is better."
         )
         views.append(PictureSetView(share, words, rows))
-    return Gallery(visible(pictures.note), 0, [share.replace(" ", "\u00a0") for share in shares], views)
+    return Gallery(visible(pictures.note), order.index(0), [share.replace(" ", "\u00a0") for share in shares], views)
 
 
 def _file_name(path: str) -> str:
@@ -92,6 +93,4 @@ def _picture(pixels: NDArray[np.uint8], alt: str) -> Picture:
     image = Image.fromarray(pixels)
     if max(image.size) > LARGEST_PICTURE:
         image.thumbnail((LARGEST_PICTURE, LARGEST_PICTURE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return Picture(base64.b64encode(file.getvalue()).decode("ascii"), image.width, image.height, alt)
+    return Picture(picture_uri(np.asarray(image)), image.width, image.height, alt)

@@ -69,6 +69,8 @@ def build_colours(inside: Inside, budget: int = BUDGET) -> Colours | None:
         )
         if len(kept) < len(names):
             notes.append(f"{each.label}: {len(kept)} of {len(names)} layers, evenly chosen.")
+    if plan.images < images:
+        notes.append(f"The first {plan.images} of {images} images, so that the page stays small.")
     return Colours(encoders, plan.images, blocks, notes)
 
 

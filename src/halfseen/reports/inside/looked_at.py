@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from halfseen.errors import CheckpointError
-from halfseen.reports.analysis_files import AnalysisFiles, AnalyzedEncoderFiles, Arrays, read_analysis
+from halfseen.reports.analysis_files import FOLDER, AnalysisFiles, AnalyzedEncoderFiles, Arrays, read_analysis
 from halfseen.reports.tables import visible
 
 UNTRAINED = "random_init"
 """What an analysis calls the network of a run with fresh weights."""
-FOLDER = "analysis"
-"""A run's own analysis, in its folder."""
 
 
 class Looked(NamedTuple):
@@ -59,17 +57,25 @@ class Inside:
         """The encoders that have all these arrays."""
         return [each for each in self.encoders if all(name in each.arrays for name in arrays)]
 
-    def notes(self, topic: str, beginnings: tuple[str, ...] = ("",)) -> list[str]:
-        """An analysis's sentences that begin so, each once, with those whom it is about unless that is everybody."""
-        said: dict[str, list[str]] = {}
+    def said(self) -> list[tuple[str, str, str]]:
+        """Every sentence of the analyses once: its analysis, whom it is about (empty = everybody), and itself."""
+        found: dict[tuple[str, str], list[str]] = {}
         for each in self.encoders:
-            for sentence in each.files.row.notes.get(topic, []):
-                if sentence.startswith(beginnings):
-                    said.setdefault(visible(sentence), []).append(each.label)
+            for topic, sentences in each.files.row.notes.items():
+                for sentence in sentences:
+                    found.setdefault((topic, visible(sentence)), []).append(each.label)
         everybody = len(self.encoders)
         return [
-            sentence if len(whose) == everybody else f"{', '.join(whose)}: {sentence}"
-            for sentence, whose in said.items()
+            (topic, "" if len(whose) == everybody else ", ".join(whose), sentence)
+            for (topic, sentence), whose in found.items()
+        ]
+
+    def notes(self, topic: str, beginnings: tuple[str, ...] = ("",)) -> list[str]:
+        """An analysis's sentences that begin so, each with those whom it is about unless that is everybody."""
+        return [
+            f"{whose}: {sentence}" if whose else sentence
+            for about, whose, sentence in self.said()
+            if about == topic and sentence.startswith(beginnings)
         ]
 
     @property

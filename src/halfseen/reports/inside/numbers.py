@@ -148,19 +148,7 @@ def _cell(value: float | None, words: Words) -> str:
 
 def analysis_notes(inside: Inside) -> list[Note]:
     """Every sentence once, with those whom it is about."""
-    said: dict[tuple[str, str], list[str]] = {}
-    for each in inside.encoders:
-        for topic, sentences in each.files.row.notes.items():
-            for sentence in sentences:
-                said.setdefault((topic, sentence), []).append(each.label)
-    notes = [
-        Note(
-            TOPICS.get(topic, visible(topic)),
-            "" if len(whose) == len(inside.encoders) else ", ".join(whose),
-            visible(sentence),
-        )
-        for (topic, sentence), whose in said.items()
-    ]
+    notes = [Note(TOPICS.get(topic, visible(topic)), whose, sentence) for topic, whose, sentence in inside.said()]
     order = list(TOPICS.values())
     notes.sort(key=lambda note: order.index(note.topic) if note.topic in order else len(order))
     general = dict.fromkeys([*inside.remarks, *(note for each in inside.analyses for note in each.summary.notes)])

@@ -97,16 +97,15 @@ def view_inside(inside: Inside) -> InsideView | None:
     # As many as any part shows, and of those the largest.
     pictures = max((each.arrays["images/shown"] for each in inside.encoders), key=lambda shown: shown.shape[:2])
     shown = [ShownImage(inside.name_of(place), inside.class_of(place)) for place in range(len(pictures))]
-    blocks = [
-        *(Packed(f"picture-{place}", picture_uri(pixels)) for place, pixels in enumerate(pictures)),
-    ]
+    aspect = pictures.shape[2] / pictures.shape[1]
+    blocks = [Packed(f"picture-{place}", picture_uri(pixels)) for place, pixels in enumerate(pictures)]
     for part in (explorer, attention, colours, drawn):
         blocks += [] if part is None else part.blocks
     if sheet is not None:
         blocks.append(Packed("thumbnails", sheet.uri))
     n = len(inside.labels)
     data = {
-        "aspect": pictures.shape[2] / pictures.shape[1],
+        "aspect": aspect,
         "shown": [each._asdict() for each in shown],
         "encoders": [each.label for each in inside.encoders],
         "names": [] if sheet is None else [inside.name_of(place) for place in range(n)],
@@ -129,7 +128,7 @@ def view_inside(inside: Inside) -> InsideView | None:
         [EncoderLine(each.label, each.colour % 6, _story(each)) for each in inside.encoders],
         _about(inside, len(pictures)),
         shown,
-        pictures.shape[2] / pictures.shape[1],
+        aspect,
         explorer,
         attention,
         colours,
