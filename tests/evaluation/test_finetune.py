@@ -81,8 +81,10 @@ def prepare(
 
 def run(folder: Path, *words: str, resume: bool = False, **prepared: object) -> FinetuneOutcome:
     subject, loaded, settings = prepare(folder, "baselines=false", *words, **prepared)
-    splits = Split(images(), "train"), Split(images(12, seed=1), "test")
-    return finetune(subject, *splits, loaded, settings, resume=resume)
+    return finetune(subject, Split(images(), "train"), TEST, loaded, settings, resume=resume)
+
+
+TEST = Split(images(12, seed=1), "test")
 
 
 def weights(folder: Path, stem: str = "classifier") -> dict[str, torch.Tensor]:
@@ -314,6 +316,15 @@ def test_resuming_another_protocol_or_nothing_is_refused(tmp_path: Path) -> None
         run(tmp_path / "run", "train.max_steps=2")
     with pytest.raises(CheckpointError, match="is not a run"):
         run(tmp_path / "other", resume=True)
+
+
+def test_resuming_with_other_test_images_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", "train.max_steps=2")
+    subject, loaded, settings = prepare(tmp_path / "run", "baselines=false", "train.max_steps=4")
+    other = Split(images(15, seed=2), "test")
+    with pytest.raises(CheckpointError, match="test images was"):
+        finetune(subject, Split(images(), "train"), other, loaded, settings, resume=True)
+    assert finetune(subject, Split(images(), "train"), TEST, loaded, settings, resume=True).finished
 
 
 @pytest.mark.parametrize(

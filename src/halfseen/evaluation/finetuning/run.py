@@ -87,9 +87,10 @@ class Run:
         )
 
     def identity(self) -> Identity:
-        """What a checkpoint of the run must agree with."""
+        """What a checkpoint of the run must agree with; its test images too, by which its best epoch is chosen."""
         settings = science_settings(self.config.model_dump(mode="json"))
-        return Identity(self.config.protocol, {name: value for name, value in settings.items() if name != "baselines"})
+        del settings["baselines"]
+        return Identity(self.config.protocol, settings | {"test images": self.task.test.source.fingerprint()})
 
     def look_at_checkpoint(self, folder: Path) -> None:
         """See that the run can go on, before any work is done."""
