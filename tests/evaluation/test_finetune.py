@@ -153,6 +153,8 @@ def test_micro_batches_make_the_same_step(tmp_path: Path) -> None:
         (["feature=cls"], "finetune"),
         (["feature=mean"], "finetune"),
         (["drop_path=0.5"], "finetune"),
+        (["dropped_blocks=1"], "finetune"),
+        (["fresh_blocks=1"], "finetune"),
         (["layer_decay=0.5"], "finetune"),
         (["label_smoothing=0.3"], "finetune"),
         (["ema_decay=0.9"], "finetune"),
@@ -500,6 +502,75 @@ def test_a_fixed_table_of_positions_becomes_trainable_and_the_start_is_left_alon
         for parameter in classifier.parameters():
             parameter.add_(1.0)
     assert equal(before, dict(start.state_dict()))
+
+
+@pytest.mark.parametrize("feature", ["cls", "mean-then-norm"])
+def test_last_blocks_are_dropped_or_begin_anew(feature: str) -> None:
+    start = encoder(depth=4)
+    own = start.trunk.state_dict()
+
+    def begun(**changes: int) -> Encoder:
+        torch.manual_seed(5)
+        return classifier_from(start, feature, 3, torch.Generator(), **changes).encoder
+
+    shorter = begun(dropped_blocks=1)
+    assert shorter.num_layers == 3 == shorter.config.depth
+    mixed = begun(dropped_blocks=1, fresh_blocks=1)
+    for name, tensor in mixed.trunk.state_dict().items():
+        if name.startswith("fc_norm."):
+            continue
+        kept = torch.equal(tensor, own[name])
+        assert torch.equal(shorter.trunk.state_dict()[name], own[name])
+        assert kept == (not name.startswith("blocks.2.") or tensor.ndim == 1), name  # norms and biases begin alike
+    assert start.num_layers == 4
+
+
+def test_blocks_of_a_swin_and_shared_tables_begin_anew_too() -> None:
+    swin = encoder("swin_tiny", patch_size=2, depths=[1, 2])
+    own = swin.trunk.state_dict()
+    changed = {
+        name
+        for name, tensor in classifier_from(swin, "mean", 3, torch.Generator(), fresh_blocks=2)
+        .encoder.trunk.state_dict()
+        .items()
+        if not torch.equal(tensor, own[name])
+    }
+    assert changed and all(name.startswith("layers.1.blocks.") for name in changed)
+    assert {"layers.1.blocks.0.mlp.fc1.weight", "layers.1.blocks.1.attn.relative_position_bias_table"} <= changed
+
+    shared = encoder("simmim_vit_tiny", patch_size=8, depth=2, num_heads=2)
+    table = shared.trunk.rel_pos_bias.relative_position_bias_table
+    torch.nn.init.constant_(table, 7.0)
+    state = classifier_from(shared, "mean", 3, torch.Generator(), fresh_blocks=1).encoder.trunk.state_dict()
+    assert bool((state["blocks.0.attn.relative_position_bias_table"] == 7).all())
+    assert not bool((state["blocks.1.attn.relative_position_bias_table"] == 7).any())
+
+
+def test_a_run_without_its_last_block_says_so_and_goes_on(tmp_path: Path) -> None:
+    words = ("dropped_blocks=1", "fresh_blocks=1")
+    whole = run(tmp_path / "whole", *words, start=encoder(depth=4))
+    assert whole.result is not None
+    assert "Of the last blocks 1 were taken away and 1 began with random weights" in whole.result.protocol_text
+    assert load_encoder(whole.run_dir).encoder.num_layers == 3
+    assert load_encoder(whole.run_dir / START).encoder.num_layers == 4
+    run(tmp_path / "part", *words, "train.max_steps=2", start=encoder(depth=4))
+    begun = load_encoder(tmp_path / "part" / START).encoder
+    last = run(tmp_path / "part", *words, start=begun, resume=True)
+    assert equal(weights(whole.run_dir), weights(last.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "sentence"),
+    [
+        ("vit_tiny", {"dropped_blocks": 1, "fresh_blocks": 1}, "fresh_blocks=1, but the encoder has 2 blocks and one"),
+        ("vit_tiny", {"fresh_blocks": 2}, "^fresh_blocks: got dropped_blocks=0 and fresh_blocks=2"),
+        ("swin_tiny", {"dropped_blocks": 1}, "the depth of 'swin_tiny' is fixed. Use fresh_blocks"),
+    ],
+)
+def test_too_many_blocks_are_a_sentence(name: str, changes: dict[str, int], sentence: str) -> None:
+    sizes = {} if name == "vit_tiny" else {"patch_size": 2, "depths": [1, 1]}
+    with pytest.raises(ConfigError, match=sentence):
+        classifier_from(encoder(name, **sizes), "mean", 3, torch.Generator(), **changes)
 
 
 @pytest.mark.parametrize("feature", ["mean", "mean-then-norm"])

@@ -16,7 +16,7 @@ from halfseen.backbones.viny import ViNyEncoder
 from halfseen.backbones.vit import ViTEncoder
 from halfseen.backbones.weights import export_classifier, fit_state, read_exported
 from halfseen.errors import WeightsError
-from halfseen.evaluation.finetuning.config import PooledFeature, check_feature
+from halfseen.evaluation.finetuning.config import PooledFeature, check_blocks, check_feature
 from halfseen.ops.layer_decay import swin_finetune_group, vit_finetune_group
 from halfseen.types import GroupKey
 
@@ -81,40 +81,56 @@ def classifier_from(
     drop_path: float = 0.0,
     head_std: float | None = 2e-5,
     fresh_norm: bool = False,
+    dropped_blocks: int = 0,
+    fresh_blocks: int = 0,
 ) -> Classifier:
     """A classifier that begins with the weights of `encoder`, which is left as it is.
 
     Learned positions and bias tables are resized to `image_size`; a fixed sine-cosine table becomes trainable; a table
     that blocks share becomes one in each. A norm that the encoder has not begins as 1 and 0, and so do all parts of the
-    final norm with `fresh_norm`.
+    final norm with `fresh_norm`. Fresh blocks begin as a new network's, drawn from torch's own generator.
 
     Args:
-        feature, window_size, drop_path, head_std, fresh_norm: as in `FinetuneConfig`.
+        feature, window_size, drop_path, head_std, fresh_norm, dropped_blocks, fresh_blocks: as in `FinetuneConfig`.
         generator: draws the head's first weights; its bias is 0 (torch's rule, bias too, with `head_std` None).
         image_size: side in pixels; None = the encoder's.
     Raises:
+        ConfigError: more blocks to drop or to begin anew than there are, or a network whose depth is fixed.
         WeightsError: weights that don't fit the classifier's network.
         ShapeError: an image side that the encoder can't cut; a class token that it has not.
     """
     check_feature(feature, encoder)
-    config = _network(encoder, feature, window_size, drop_path)
+    check_blocks(dropped_blocks, fresh_blocks, encoder)
+    config = _network(encoder, feature, window_size, drop_path, dropped_blocks)
     network = build_encoder(config, image_size or encoder.image_size)
     state = {name: tensor.detach() for name, tensor in encoder.trunk.state_dict().items()}
     if fresh_norm:
         state = {name: tensor for name, tensor in state.items() if name not in NEW_NORMS}
+    fresh = _later_blocks(network, network.num_layers - fresh_blocks)
+    gone = fresh | _later_blocks(encoder, network.num_layers)
+    state = {name: tensor for name, tensor in state.items() if name not in gone}
     fitted, report = fit_state(state, network.trunk, config.position_rule)
-    wrong = (set(report.missing) | set(report.unexpected)) - NEW_NORMS - {"rel_pos_bias.relative_position_bias_table"}
+    known = NEW_NORMS | fresh | {"rel_pos_bias.relative_position_bias_table"}
+    wrong = (set(report.missing) | set(report.unexpected)) - known
     if wrong:
         raise WeightsError(f"encoder: its weights don't fit a classifier. {report}")
-    network.trunk.load_state_dict(fitted, strict=False)
-    for name in report.missing:
+    network.trunk.load_state_dict({name: fitted[name] for name in fitted if name not in fresh}, strict=False)
+    for name in set(report.missing) - fresh:
         nn.init.constant_(network.trunk.get_parameter(name), 1.0 if name.endswith("weight") else 0.0)
     classifier = Classifier(network, feature, num_classes)
     _begin_head(classifier.head, head_std, generator)
     return classifier
 
 
-def _network(encoder: Encoder, feature: PooledFeature, window_size: int | None, drop_path: float) -> ModelConfig:
+def _later_blocks(encoder: Encoder, first: int) -> set[str]:
+    """Names in the trunk's state of the blocks from number `first` on, counted from 0 over all stages."""
+    later = {id(tensor) for block in encoder.blocks[first:] for tensor in block.state_dict(keep_vars=True).values()}
+    return {name for name, tensor in encoder.trunk.state_dict(keep_vars=True).items() if id(tensor) in later}
+
+
+def _network(
+    encoder: Encoder, feature: PooledFeature, window_size: int | None, drop_path: float, dropped_blocks: int
+) -> ModelConfig:
     """The encoder's network as a classifier with this feature has it."""
     changes: dict[str, object] = {"drop_path": drop_path}
     if isinstance(encoder, ViTEncoder | BeitEncoder):
@@ -123,6 +139,8 @@ def _network(encoder: Encoder, feature: PooledFeature, window_size: int | None, 
         changes["relative_positions"] = "per_block"
     if isinstance(encoder, ViNyEncoder) and feature == "cls":
         changes["class_token"] = True
+    if dropped_blocks:
+        changes["depth"] = encoder.num_layers - dropped_blocks
     if window_size is not None:
         changes["window_size"] = window_size
     kept = {name: getattr(encoder.config, name) for name in encoder.config.model_fields_set}

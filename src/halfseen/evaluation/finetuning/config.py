@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.backbones.base import Encoder
 from halfseen.backbones.beit import BeitEncoder
+from halfseen.backbones.config import PRESETS
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.backbones.vit import ViTEncoder
 from halfseen.data.config import DataConfig
@@ -181,6 +182,17 @@ class FinetuneConfig(BaseModel):
         description="Begin the final norm anew instead of with the encoder's, as LocalMIM does (true/false); a ViT's "
         "mean-then-norm always begins anew.",
     )
+    dropped_blocks: int = Field(
+        0,
+        ge=0,
+        description="Last blocks taken away before training, to learn what they are worth; needs a ViT of our presets.",
+    )
+    fresh_blocks: int = Field(
+        0,
+        ge=0,
+        description="Last blocks (of those that stay) that begin with random weights instead of the encoder's; a "
+        "Swin's count through its stages.",
+    )
     head_std: float | None = Field(
         2e-5,
         gt=0,
@@ -282,6 +294,25 @@ def check_feature(feature: PooledFeature, encoder: Encoder) -> None:
     """
     if feature == "cls" and not encoder.has_class_token and not hasattr(encoder.trunk, "cls_token"):
         raise ShapeError("feature: got 'cls', but this encoder has no class token. Use 'mean'.")
+
+
+def check_blocks(dropped: int, fresh: int, encoder: Encoder) -> None:
+    """See that an encoder has blocks to drop and to begin anew, and keeps one of its own.
+
+    Raises:
+        ConfigError: too many, or a network whose depth is fixed.
+    """
+    if dropped and (isinstance(encoder, SwinEncoder) or encoder.config.name not in PRESETS):
+        raise ConfigError(
+            f"dropped_blocks: got {dropped}, but the depth of '{encoder.config.name}' is fixed. Use fresh_blocks, "
+            "which begins the last blocks with random weights, or a plain ViT of ours."
+        )
+    if dropped + fresh >= encoder.num_layers:
+        raise ConfigError(
+            f"{'dropped_blocks' if dropped else 'fresh_blocks'}: got dropped_blocks={dropped} and "
+            f"fresh_blocks={fresh}, but the encoder has {encoder.num_layers} blocks and one must stay as it is. Give "
+            "less in sum."
+        )
 
 
 def check_effects(config: FinetuneConfig, encoder: Encoder, prescribed: Mapping[str, object]) -> None:

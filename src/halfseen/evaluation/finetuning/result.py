@@ -118,4 +118,10 @@ def _protocol_text(config: FinetuneConfig) -> str:
         "high.",
     }[config.choose]
     average = "" if config.ema_decay is None else " The weights are a moving average."
-    return f"{text}{average} {choice}"
+    return f"{text}{_about_blocks(config)}{average} {choice}"
+
+
+def _about_blocks(config: FinetuneConfig) -> str:
+    changed = {"were taken away": config.dropped_blocks, "began with random weights": config.fresh_blocks}
+    parts = [f"{count} {what}" for what, count in changed.items() if count]
+    return f" Of the last blocks {' and '.join(parts)} before training." if parts else ""

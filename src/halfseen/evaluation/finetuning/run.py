@@ -60,6 +60,8 @@ class Run:
                 drop_path=config.drop_path,
                 head_std=config.head_std,
                 fresh_norm=config.fresh_norm,
+                dropped_blocks=config.dropped_blocks,
+                fresh_blocks=config.fresh_blocks,
             )
 
     def sampler(self) -> StepSampler:
