@@ -266,7 +266,7 @@ def test_the_forward_for_selected_tokens_equals_the_whole_one(family: str, hidin
     selected = torch.rand(features.patches.shape[:2], generator=torch.Generator().manual_seed(7)) < 0.3
     selected[1] = False
     torch.manual_seed(6)
-    found = encoder.forward_selected(images, **hidden, selected=selected if some else None)
+    found = encoder.forward_selected(images, **hidden, selected=selected.flatten().nonzero()[:, 0] if some else None)
     expected = features.patches[selected] if some else features.patches[:0, 0]
     torch.testing.assert_close(found.summary, encoder.summary(features), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found.patches, expected, rtol=1e-5, atol=1e-5)
@@ -283,10 +283,20 @@ def test_the_forward_for_selected_tokens_equals_the_whole_one(family: str, hidin
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
-def test_a_selection_of_another_shape_is_refused(family: str) -> None:
+def test_a_mask_is_no_selection(family: str) -> None:
     encoder = encoder_of(family)
-    with pytest.raises(ShapeError, match=r"selected: got shape \(3, 5\), the encoder's output has \(3, 16\)"):
-        encoder.forward_selected(pictures(), selected=torch.zeros(3, 5, dtype=torch.bool))
+    with pytest.raises(ShapeError, match=r"selected: got torch.bool of shape \(3, 16\), expected int64"):
+        encoder.forward_selected(pictures(), selected=torch.zeros(3, 16, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_selected_tokens_come_in_the_order_of_the_request(family: str) -> None:
+    encoder, images = encoder_of(family).eval(), pictures()
+    with torch.no_grad():
+        patches = encoder(images).patches
+        N = patches.shape[1]
+        found = encoder.forward_selected(images, selected=torch.tensor([2 * N + 1, 3, 2 * N + 1, N])).patches
+    torch.testing.assert_close(found, torch.stack([patches[2, 1], patches[0, 3], patches[2, 1], patches[1, 0]]))
 
 
 def test_registers_are_no_class_token() -> None:
@@ -298,7 +308,7 @@ def test_registers_are_no_class_token() -> None:
     assert not only.has_class_token and only.num_prefix_tokens == 1
     with torch.no_grad():
         features = with_class(images)
-        found = with_class.forward_selected(images, selected=torch.ones(2, 4, dtype=torch.bool))
+        found = with_class.forward_selected(images, selected=torch.arange(8))
         torch.testing.assert_close(found.summary, features.prefix[:, 0])
         torch.testing.assert_close(found.patches, features.patches.flatten(0, 1))
         pictured = pictures(2)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from halfseen.backbones.config import ModelConfig
@@ -209,23 +209,24 @@ class Encoder(nn.Module, ABC):
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
-        selected: Bool[Tensor, "B N"] | None = None,
+        selected: Tensor | None = None,
     ) -> Selected:
         """`forward` for the summary and the selected patch tokens only; a backbone may leave out the rest's work.
 
         Args:
             images, mask, mask_token, visible_ids: as in `forward`.
-            selected: bool over the output's patch tokens (the final grid's; with `visible_ids`, those of the visible
-                patches in their order); None = no patch token is wanted.
+            selected: int64 [M], places image * N + patch among the output's N patch tokens (the final grid's; with
+                `visible_ids`, those of the visible patches in their order), in any order; None = no patch token is
+                wanted.
         Raises:
-            ShapeError: as `forward`, or a selection of another shape.
+            ShapeError: as `forward`, or a selection that is no list of places.
         """
         features: Features = self(images, mask=mask, mask_token=mask_token, visible_ids=visible_ids)
         patches = features.patches
         if selected is None:
             return Selected(self.summary(features), patches.new_zeros(0, patches.shape[-1]))
-        check_selected(selected, patches.shape[:2])
-        return Selected(self.summary(features), patches[selected])
+        check_selected(selected)
+        return Selected(self.summary(features), patches.flatten(0, 1).index_select(0, selected))
 
     def summary(self, features: Tokens | Features) -> Float[Tensor, "B D"]:
         """One vector per image: the class token, or the mean of the patch tokens where there is none."""

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models import beit
@@ -129,15 +129,16 @@ def run_block_for(block: Block, tokens: Float[Tensor, "B T D"], wanted: slice) -
 
 
 def run_block_selected(
-    block: Block, tokens: Float[Tensor, "B T D"], num_prefix_tokens: int, selected: Bool[Tensor, "B N"]
+    block: Block, tokens: Float[Tensor, "B T D"], num_prefix_tokens: int, selected: Int64[Tensor, "M"]
 ) -> Float[Tensor, "BM D"]:
-    """A block's output for each image's class token, and below these for the selected patches (row-major).
+    """A block's output for each image's class token, and below these for patches at the places image * N + patch.
 
     Attention runs over whole images; its output projection and the MLP over these tokens only. Stochastic depth drops
     the samples that it drops in `run_block`, given the same random state.
     """
     B, T, _ = tokens.shape
-    image, patch = selected.nonzero(as_tuple=True)
+    image = selected // (T - num_prefix_tokens)
+    patch = selected % (T - num_prefix_tokens)
     every = torch.arange(B, device=tokens.device)
     owner = torch.cat([every, image])  # the image that each wanted token belongs to: [B + M]
     place = torch.cat([every * T, image * T + patch + num_prefix_tokens])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -105,7 +105,7 @@ class ViTEncoder(Encoder):
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
         visible_ids: Tensor | None = None,
-        selected: Bool[Tensor, "B N"] | None = None,
+        selected: Tensor | None = None,
     ) -> Selected:
         """As the contract says; the last block's work is done for the class token and the selected patches only."""
         if not self.has_class_token:
@@ -121,7 +121,7 @@ class ViTEncoder(Encoder):
         if selected is None:
             row = run_block_for(last, tokens, slice(0, 1))[:, 0]
             return Selected(self.trunk.norm(row), row.new_zeros(0, self.embed_dim))
-        check_selected(selected, (len(tokens), tokens.shape[1] - self.num_prefix_tokens))
+        check_selected(selected)
         rows = run_block_selected(last, tokens, self.num_prefix_tokens, selected)
         summary, patches = self.trunk.norm(rows).tensor_split([len(tokens)])
         return Selected(summary, patches)

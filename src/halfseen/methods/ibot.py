@@ -535,19 +535,15 @@ class IBOT(Method):
         self, images: Tensor, local_crops: Sequence[Tensor], hidden: Tensor | None, places: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """The head's narrow vectors of class tokens and of the patches at each group of places; no others are made."""
-        wanted = torch.zeros(len(images), self.num_patches, dtype=torch.bool, device=images.device)
-        for ids in places:
-            wanted.view(-1).index_fill_(0, ids, True)
         seen = self.encoder.forward_selected(
-            images, mask=hidden, mask_token=self.mask_token, selected=wanted if places else None
+            images, mask=hidden, mask_token=self.mask_token, selected=torch.cat(list(places)) if places else None
         )
         summaries = [seen.summary]
         if local_crops:
             summaries.append(self.encoder.forward_selected(torch.cat(list(local_crops))).summary)
         count = sum(map(len, summaries))
         narrow = self.head.bottleneck(torch.cat([*summaries, seen.patches]))
-        rows = count + wanted.flatten().cumsum(0) - 1  # where the patch of a place has come to lie
-        return narrow[:count], [narrow.index_select(0, rows[ids]) for ids in places]
+        return narrow[:count], list(torch.split(narrow[count:], [len(ids) for ids in places]))
 
     def _narrow_all(
         self, images: Tensor, local_crops: Sequence[Tensor], hidden: Tensor | None, places: Sequence[Tensor]
