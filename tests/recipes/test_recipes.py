@@ -86,7 +86,7 @@ def test_the_name_says_what_is_inside(name: str) -> None:
     else:
         assert re.fullmatch(r"[a-z]+_small(_64px|_scenes)?", name)
         assert config.data.source.startswith("bundled:")
-        assert config.train.batch_size <= 64
+        assert config.train.batch_size <= 128
 
 
 @pytest.mark.parametrize("name", NAMES)
