@@ -134,6 +134,32 @@ def test_images_may_come_in_any_order(model: ModelConfig) -> None:
     torch.testing.assert_close(method(rows_of(batch, order), progress()).loss, method(batch, progress()).loss)
 
 
+@pytest.mark.parametrize("norm", [None, "bn"])
+def test_products_have_few_numbers_of_rows_and_the_rows_added_teach_nothing(
+    norm: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN keeps code for each number of rows that it has met."""
+    method = build(mask=HIGH, norm_in_head=norm)
+    batch = make_batch(method)
+    rows: list[int] = []
+    for head in (method.head, method.teacher_head):
+        whole = head.patch_logits
+        monkeypatch.setattr(head, "patch_logits", lambda part, whole=whole: rows.append(len(part)) or whole(part))
+    learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    hidden = set()
+    for step in range(4):
+        out = method(batch, progress(step))
+        hidden.add(float(out.metrics["hidden_share"]))
+    gradients = torch.autograd.grad(out.loss, learned, allow_unused=True)
+    assert len(hidden) > 1 and len(rows) == 8
+    assert all(number % 32 == 0 for number in rows)
+    monkeypatch.setattr("halfseen.methods.ibot._filled_up", lambda ids: ids)
+    plain = method(batch, progress(3))
+    torch.testing.assert_close(plain.loss, out.loss)
+    for one, other in zip(torch.autograd.grad(plain.loss, learned, allow_unused=True), gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_local_crops_are_never_masked() -> None:
     """With one global crop the class-token loss sees the student's local crops only."""
     method = build(global_crops_number=1, local_crops_number=2)

@@ -511,7 +511,7 @@ class IBOT(Method):
         winners = logits[: len(logits) // crops].argmax(dim=-1)
 
         def probabilities(ids: Tensor) -> Tensor:
-            outputs = head.patch_logits(self._at(narrow, ids))
+            outputs = head.patch_logits(self._at(narrow, _filled_up(ids)))[: len(ids)]
             return teacher_probabilities(outputs, self.center2, self.patch_temperature(epoch))
 
         return Targets(views.reshape(crops, -1, views.shape[-1]), tuple(map(probabilities, places)), winners)
@@ -525,11 +525,12 @@ class IBOT(Method):
         hidden = None if mask is None or self.mask_token is None else self._on_input_grid(mask)
         every_token = self.whole_batch_only and self.config.has_patch_loss
         narrow = self._narrow_all if every_token else self._narrow_wanted
-        classes, patches = narrow(images, local_crops, hidden, places)
+        classes, patches = narrow(images, local_crops, hidden, [_filled_up(ids) for ids in places])
         views = self.head.logits(classes)
         images_per_crop = len(images) // self.config.global_crops_number
         views = views.reshape(-1, images_per_crop, views.shape[-1])
-        return Answers(views, tuple(self.head.patch_logits(part) for part in patches))
+        outputs = [self.head.patch_logits(part) for part in patches]
+        return Answers(views, tuple(part[: len(ids)] for part, ids in zip(outputs, places, strict=True)))
 
     def _narrow_wanted(
         self, images: Tensor, local_crops: Sequence[Tensor], hidden: Tensor | None, places: Sequence[Tensor]
@@ -694,6 +695,16 @@ class IBOT(Method):
                     "gradient: it moves the printed loss and nothing else. method.contrastive.source=student acts."
                 )
         return masks
+
+
+def _filled_up(ids: Int64[Tensor, "m"]) -> Int64[Tensor, "M"]:
+    """Places with some repeated at the end, M a multiple of 32; what comes of those must be cut off again.
+
+    Each step hides another number of patches. A CPU's matrix library (oneDNN) makes code of its own for each number of
+    rows and keeps it: half a megabyte for each product and number, up to gigabytes in a long run.
+    """
+    more = -len(ids) % 32
+    return torch.cat([ids, ids[:1].expand(more)]) if more else ids
 
 
 def _class_logits(head: DistillationHead, summary: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
