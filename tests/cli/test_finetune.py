@@ -35,6 +35,10 @@ def test_a_run_gets_the_result_beside_its_others(
     assert f"Classifier: {Path('runs/first/classifier.safetensors')}" in capsys.readouterr().out
     again = ["knn", str(folder), "--train", "bundled:fashion", "--max-train", "60", "--max-test", "20"]
     assert run(again) == 0, capsys.readouterr().err
+    shorter = [*words[:-1], "shorter", "--no-baselines", "train.epochs=1", "dropped_blocks=1"]
+    assert run(shorter) == 0, capsys.readouterr().err
+    assert f"Not copied to {trained_run}" in capsys.readouterr().out.replace("\n", "")
+    assert own == json.loads((trained_run / "evaluations" / "finetune.json").read_text())
 
 
 def test_two_processes_equal_one(trained_run: Path, tmp_path: Path) -> None:

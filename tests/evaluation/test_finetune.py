@@ -1,7 +1,9 @@
 """Fine-tuning: the run and its folder, resuming, what each setting changes, which weights are reported."""
 
+import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -504,59 +506,84 @@ def test_a_fixed_table_of_positions_becomes_trainable_and_the_start_is_left_alon
     assert equal(before, dict(start.state_dict()))
 
 
+def shaken(network: Encoder, seed: int) -> Encoder:
+    """Every tensor becomes another than at initialisation, norms and biases too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    return network
+
+
 @pytest.mark.parametrize("feature", ["cls", "mean-then-norm"])
-def test_last_blocks_are_dropped_or_begin_anew(feature: str) -> None:
-    start = encoder(depth=4)
-    own = start.trunk.state_dict()
+@pytest.mark.parametrize("name", ["vit_tiny", "vit_small_convstem", "simmim_vit_tiny", "viny_4m"])
+def test_last_blocks_are_dropped_or_begin_anew(name: str, feature: str) -> None:
+    sizes = {"depth": 4, "patch_size": 16 if name == "vit_small_convstem" else 8}
+    if name.startswith("simmim") and feature == "cls":
+        feature = "mean"
+    start, anew = shaken(encoder(name, **sizes), 1), shaken(encoder(name, **sizes), 2)
 
     def begun(**changes: int) -> Encoder:
-        torch.manual_seed(5)
-        return classifier_from(start, feature, 3, torch.Generator(), **changes).encoder
+        return classifier_from(start, feature, 3, torch.Generator(), anew=anew, **changes).encoder
 
+    plain, other = begun().trunk.state_dict(), classifier_from(anew, feature, 3, torch.Generator()).encoder.trunk
     shorter = begun(dropped_blocks=1)
-    assert shorter.num_layers == 3 == shorter.config.depth
-    mixed = begun(dropped_blocks=1, fresh_blocks=1)
-    for name, tensor in mixed.trunk.state_dict().items():
-        if name.startswith("fc_norm."):
-            continue
-        kept = torch.equal(tensor, own[name])
-        assert torch.equal(shorter.trunk.state_dict()[name], own[name])
-        assert kept == (not name.startswith("blocks.2.") or tensor.ndim == 1), name  # norms and biases begin alike
-    assert start.num_layers == 4
+    mixed = begun(dropped_blocks=1, fresh_blocks=1).trunk.state_dict()
+    assert start.num_layers == 4 and shorter.num_layers == 3 == shorter.config.depth
+    assert mixed.keys() == {key for key in plain if not key.startswith("blocks.3.")}
+    assert equal(shorter.trunk.state_dict(), {key: plain[key] for key in mixed})
+    for key, tensor in mixed.items():
+        expected = other.state_dict() if key.startswith("blocks.2.") else plain
+        assert torch.equal(tensor, expected[key]), key
+    learned = {key for key, _ in shorter.trunk.named_parameters() if key.startswith("blocks.2.")}
+    assert learned and not any(torch.equal(mixed[key], plain[key]) for key in learned)
 
 
-def test_blocks_of_a_swin_and_shared_tables_begin_anew_too() -> None:
-    swin = encoder("swin_tiny", patch_size=2, depths=[1, 2])
-    own = swin.trunk.state_dict()
-    changed = {
-        name
-        for name, tensor in classifier_from(swin, "mean", 3, torch.Generator(), fresh_blocks=2)
-        .encoder.trunk.state_dict()
-        .items()
-        if not torch.equal(tensor, own[name])
-    }
-    assert changed and all(name.startswith("layers.1.blocks.") for name in changed)
-    assert {"layers.1.blocks.0.mlp.fc1.weight", "layers.1.blocks.1.attn.relative_position_bias_table"} <= changed
-
-    shared = encoder("simmim_vit_tiny", patch_size=8, depth=2, num_heads=2)
-    table = shared.trunk.rel_pos_bias.relative_position_bias_table
-    torch.nn.init.constant_(table, 7.0)
-    state = classifier_from(shared, "mean", 3, torch.Generator(), fresh_blocks=1).encoder.trunk.state_dict()
-    assert bool((state["blocks.0.attn.relative_position_bias_table"] == 7).all())
-    assert not bool((state["blocks.1.attn.relative_position_bias_table"] == 7).any())
+def test_blocks_of_a_swin_begin_anew_across_its_stages() -> None:
+    swin, anew = (shaken(encoder("swin_tiny", patch_size=2, depths=[1, 2], num_heads=[1, 2]), seed) for seed in (1, 2))
+    begun = classifier_from(swin, "mean", 3, torch.Generator(), fresh_blocks=2, anew=anew).encoder.trunk
+    own, other = swin.trunk.state_dict(), anew.trunk.state_dict()
+    for key, parameter in begun.named_parameters():
+        fresh = key.startswith("layers.1.blocks.")
+        assert torch.equal(parameter, (other if fresh else own)[key]), key
 
 
-def test_a_run_without_its_last_block_says_so_and_goes_on(tmp_path: Path) -> None:
-    words = ("dropped_blocks=1", "fresh_blocks=1")
-    whole = run(tmp_path / "whole", *words, start=encoder(depth=4))
+def test_timm_loads_a_shortened_classifier(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", "dropped_blocks=1", "train.max_steps=1", start=encoder(depth=3))
+    call = json.loads((outcome.run_dir / "classifier.json").read_text())["timm"]
+    assert call["kwargs"]["depth"] == 2
+    timm.create_model(call["model_name"], **call["kwargs"]).load_state_dict(weights(outcome.run_dir), strict=True)
+
+
+def test_the_baseline_has_no_fresh_blocks_but_is_as_short(tmp_path: Path) -> None:
+    words = ("baselines=true", "train.max_steps=2")
+    plain = run(tmp_path / "plain", *words).run_dir / RANDOM
+    assert equal(weights(plain), weights(run(tmp_path / "fresh", *words, "fresh_blocks=1").run_dir / RANDOM))
+    shorter = load_encoder(run(tmp_path / "short", *words, "dropped_blocks=1").run_dir / RANDOM / START)
+    assert shorter.encoder.num_layers == 2  # As it was built; the classifier trained from it is shorter.
+    assert weights(tmp_path / "short" / RANDOM).keys() < weights(plain).keys()
+
+
+def test_a_run_without_its_last_blocks_says_so_and_goes_on(tmp_path: Path) -> None:
+    def trained(folder: Path, start: Encoder, random: Encoder, *words: str, resume: bool = False) -> FinetuneOutcome:
+        given = ("baselines=false", "dropped_blocks=1", "fresh_blocks=1", *words)
+        subject, loaded, settings = prepare(folder, *given, start=start)
+        subject = dataclasses.replace(subject, random_encoder=lambda: random)
+        return finetune(subject, Split(images(), "train"), TEST, loaded, settings, resume=resume)
+
+    start, random = encoder(depth=4), shaken(encoder(depth=4), 3)
+    whole = trained(tmp_path / "whole", start, random)
     assert whole.result is not None
-    assert "Of the last blocks 1 were taken away and 1 began with random weights" in whole.result.protocol_text
+    sentence = "Not the whole encoder: of its last blocks 1 were taken away and 1 began with random weights"
+    assert any(note.startswith(sentence) for note in whole.result.notes)
     assert load_encoder(whole.run_dir).encoder.num_layers == 3
-    assert load_encoder(whole.run_dir / START).encoder.num_layers == 4
-    run(tmp_path / "part", *words, "train.max_steps=2", start=encoder(depth=4))
-    begun = load_encoder(tmp_path / "part" / START).encoder
-    last = run(tmp_path / "part", *words, start=begun, resume=True)
-    assert equal(weights(whole.run_dir), weights(last.run_dir))
+    part = tmp_path / "part"
+    trained(part, start, random, "train.max_steps=2")
+    for step in (2, 0):  # Goes on from the checkpoint, and without any from what the run has kept.
+        if step == 0:
+            shutil.rmtree(part / "checkpoints")
+        kept = [load_encoder(folder / START).encoder for folder in (part, part / RANDOM)]
+        assert equal(weights(whole.run_dir), weights(trained(part, *kept, resume=True).run_dir)), step
 
 
 @pytest.mark.parametrize(
@@ -564,7 +591,7 @@ def test_a_run_without_its_last_block_says_so_and_goes_on(tmp_path: Path) -> Non
     [
         ("vit_tiny", {"dropped_blocks": 1, "fresh_blocks": 1}, "fresh_blocks=1, but the encoder has 2 blocks and one"),
         ("vit_tiny", {"fresh_blocks": 2}, "^fresh_blocks: got dropped_blocks=0 and fresh_blocks=2"),
-        ("swin_tiny", {"dropped_blocks": 1}, "the depth of 'swin_tiny' is fixed. Use fresh_blocks"),
+        ("swin_tiny", {"dropped_blocks": 1}, "a Swin's last stage can't do without its blocks. Use fresh_blocks"),
     ],
 )
 def test_too_many_blocks_are_a_sentence(name: str, changes: dict[str, int], sentence: str) -> None:

@@ -75,7 +75,7 @@ class Selected(NamedTuple):
 
     Attributes:
         summary: float [B, D], one vector per image, see `Encoder.summary`.
-        patches: float [M, D], the selected patch tokens of all images, row-major over batch and patch.
+        patches: float [M, D], the patch tokens at the selected places, in the order of the request.
     """
 
     summary: Tensor
@@ -216,8 +216,8 @@ class Encoder(nn.Module, ABC):
         Args:
             images, mask, mask_token, visible_ids: as in `forward`.
             selected: int64 [M], places image * N + patch among the output's N patch tokens (the final grid's; with
-                `visible_ids`, those of the visible patches in their order), in any order; None = no patch token is
-                wanted.
+                `visible_ids`, those of the visible patches in their order), in any order, repeats allowed; None =
+                no patch token is wanted.
         Raises:
             ShapeError: as `forward`, or a selection that is no list of places.
         """

@@ -83,17 +83,20 @@ def classifier_from(
     fresh_norm: bool = False,
     dropped_blocks: int = 0,
     fresh_blocks: int = 0,
+    anew: Encoder | None = None,
 ) -> Classifier:
     """A classifier that begins with the weights of `encoder`, which is left as it is.
 
     Learned positions and bias tables are resized to `image_size`; a fixed sine-cosine table becomes trainable; a table
     that blocks share becomes one in each. A norm that the encoder has not begins as 1 and 0, and so do all parts of the
-    final norm with `fresh_norm`. Fresh blocks begin as a new network's, drawn from torch's own generator.
+    final norm with `fresh_norm`.
 
     Args:
         feature, window_size, drop_path, head_std, fresh_norm, dropped_blocks, fresh_blocks: as in `FinetuneConfig`.
         generator: draws the head's first weights; its bias is 0 (torch's rule, bias too, with `head_std` None).
         image_size: side in pixels; None = the encoder's.
+        anew: the same network at random initialisation, whose blocks fresh ones begin as; None = as timm would draw
+            them, from torch's own generator.
     Raises:
         ConfigError: more blocks to drop or to begin anew than there are, or a network whose depth is fixed.
         WeightsError: weights that don't fit the classifier's network.
@@ -103,26 +106,30 @@ def classifier_from(
     check_blocks(dropped_blocks, fresh_blocks, encoder)
     config = _network(encoder, feature, window_size, drop_path, dropped_blocks)
     network = build_encoder(config, image_size or encoder.image_size)
-    state = {name: tensor.detach() for name, tensor in encoder.trunk.state_dict().items()}
-    if fresh_norm:
-        state = {name: tensor for name, tensor in state.items() if name not in NEW_NORMS}
-    fresh = _later_blocks(network, network.num_layers - fresh_blocks)
-    gone = fresh | _later_blocks(encoder, network.num_layers)
-    state = {name: tensor for name, tensor in state.items() if name not in gone}
-    fitted, report = fit_state(state, network.trunk, config.position_rule)
-    known = NEW_NORMS | fresh | {"rel_pos_bias.relative_position_bias_table"}
-    wrong = (set(report.missing) | set(report.unexpected)) - known
-    if wrong:
-        raise WeightsError(f"encoder: its weights don't fit a classifier. {report}")
-    network.trunk.load_state_dict({name: fitted[name] for name in fitted if name not in fresh}, strict=False)
-    for name in set(report.missing) - fresh:
-        nn.init.constant_(network.trunk.get_parameter(name), 1.0 if name.endswith("weight") else 0.0)
+    state = _begun(encoder, network, config, fresh_norm)
+    if fresh_blocks:
+        random = _begun(anew or network, network, config, fresh_norm)
+        state |= {name: random[name] for name in _names_from(network, network.num_layers - fresh_blocks)}
+    network.trunk.load_state_dict(state)
     classifier = Classifier(network, feature, num_classes)
     _begin_head(classifier.head, head_std, generator)
     return classifier
 
 
-def _later_blocks(encoder: Encoder, first: int) -> set[str]:
+def _begun(encoder: Encoder, network: Encoder, config: ModelConfig, fresh_norm: bool) -> dict[str, Tensor]:
+    """All tensors of the network's trunk as they begin with the weights of an encoder, which may have more blocks."""
+    gone = _names_from(encoder, network.num_layers) | (NEW_NORMS if fresh_norm else set())
+    state = {name: tensor.detach() for name, tensor in encoder.trunk.state_dict().items() if name not in gone}
+    fitted, report = fit_state(state, network.trunk, config.position_rule)
+    wrong = (set(report.missing) | set(report.unexpected)) - NEW_NORMS - {"rel_pos_bias.relative_position_bias_table"}
+    if wrong:
+        raise WeightsError(f"encoder: its weights don't fit a classifier. {report}")
+    own = network.trunk.state_dict()
+    norms = {name: torch.full_like(own[name], float(name.endswith("weight"))) for name in report.missing}
+    return fitted | norms
+
+
+def _names_from(encoder: Encoder, first: int) -> set[str]:
     """Names in the trunk's state of the blocks from number `first` on, counted from 0 over all stages."""
     later = {id(tensor) for block in encoder.blocks[first:] for tensor in block.state_dict(keep_vars=True).values()}
     return {name for name, tensor in encoder.trunk.state_dict(keep_vars=True).items() if id(tensor) in later}

@@ -185,13 +185,14 @@ class FinetuneConfig(BaseModel):
     dropped_blocks: int = Field(
         0,
         ge=0,
-        description="Last blocks taken away before training, to learn what they are worth; needs a ViT of our presets.",
+        description="Last blocks taken away before training, to learn what they are worth; needs a ViT preset. Layers "
+        "of layer_decay are counted from the new top.",
     )
     fresh_blocks: int = Field(
         0,
         ge=0,
-        description="Last blocks (of those that stay) that begin with random weights instead of the encoder's; a "
-        "Swin's count through its stages.",
+        description="Last blocks (of those that stay) that begin with the weights of the same network at random "
+        "initialisation; a Swin's count through its stages.",
     )
     head_std: float | None = Field(
         2e-5,
@@ -255,6 +256,11 @@ class FinetuneConfig(BaseModel):
         default_factory=lambda: RuntimeConfig.model_validate({}), description="Machine, speed and output."
     )
 
+    @property
+    def changes_blocks(self) -> bool:
+        """Whether another network than the whole encoder is trained."""
+        return self.dropped_blocks > 0 or self.fresh_blocks > 0
+
     @model_validator(mode="after")
     def _pairs_come_out_even(self) -> "FinetuneConfig":
         if not self.mix.is_on or self.mix.form != "timm":
@@ -292,7 +298,7 @@ def check_feature(feature: PooledFeature, encoder: Encoder) -> None:
     Raises:
         ShapeError: no class token.
     """
-    if feature == "cls" and not encoder.has_class_token and not hasattr(encoder.trunk, "cls_token"):
+    if feature == "cls" and not encoder.has_class_token and getattr(encoder.trunk, "cls_token", None) is None:
         raise ShapeError("feature: got 'cls', but this encoder has no class token. Use 'mean'.")
 
 
@@ -302,10 +308,15 @@ def check_blocks(dropped: int, fresh: int, encoder: Encoder) -> None:
     Raises:
         ConfigError: too many, or a network whose depth is fixed.
     """
-    if dropped and (isinstance(encoder, SwinEncoder) or encoder.config.name not in PRESETS):
+    fixed = None
+    if isinstance(encoder, SwinEncoder):
+        fixed = "a Swin's last stage can't do without its blocks"
+    elif encoder.config.name not in PRESETS:
+        fixed = f"timm's '{encoder.config.name}' has a fixed depth"
+    if dropped and fixed:
         raise ConfigError(
-            f"dropped_blocks: got {dropped}, but the depth of '{encoder.config.name}' is fixed. Use fresh_blocks, "
-            "which begins the last blocks with random weights, or a plain ViT of ours."
+            f"dropped_blocks: got {dropped}, but {fixed}. Use fresh_blocks, which begins the last blocks with random "
+            "weights, or a ViT preset of this library."
         )
     if dropped + fresh >= encoder.num_layers:
         raise ConfigError(

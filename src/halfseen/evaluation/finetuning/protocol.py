@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from halfseen.backbones.base import Encoder
 from halfseen.config.load import DEFAULT, Loaded, dump_config
 from halfseen.data.diary import Diary
 from halfseen.data.doctor import precheck
@@ -23,6 +24,7 @@ from halfseen.engine.folder import CONFIG, check_folder, hold_folder, open_folde
 from halfseen.engine.journal import require_tensorboard
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import open_terminal
+from halfseen.errors import ConfigError
 from halfseen.evaluation.finetuning.config import FinetuneConfig, check_effects
 from halfseen.evaluation.finetuning.published import Protocol
 from halfseen.evaluation.finetuning.result import result_of
@@ -94,7 +96,7 @@ def finetune(
         task = prepare_task(train, test, config)
         require_same(world, "data", task.chosen.fingerprint())
         run = Run(config, task, subject, world, open_terminal(world.is_main))
-        network = run.classifier(subject.encoder)
+        network = run.classifier(subject.encoder, _anew(config, subject))
         sampler = run.sampler()  # Says at once what is wrong with the batch.
         if resume:
             run.look_at_checkpoint(Path(str(config.run_dir)))
@@ -129,6 +131,15 @@ def finetune(
         result.write(run_dir / "evaluations")
         path = run_dir / f"{LAST if config.choose == 'last' else BEST}.safetensors"
         return FinetuneOutcome(run_dir, True, ended.message, result, path)
+
+
+def _anew(config: FinetuneConfig, subject: Subject) -> Encoder | None:
+    """The network whose last blocks an encoder's fresh ones begin as."""
+    if not config.fresh_blocks:
+        return None
+    if subject.random_encoder is None:
+        raise ConfigError("fresh_blocks: this network can't be built anew, so its blocks can't begin anew either.")
+    return subject.random_encoder()
 
 
 def _begin(config: FinetuneConfig, held: contextlib.ExitStack) -> Path:

@@ -38,6 +38,8 @@ def result_of(run: Run, protocol: Protocol, scores: dict[str, Scored], diary: Di
         notes.append(WITHOUT_RANDOM)
     if "raw_pixels" in scores:
         notes.append("raw_pixels is a linear classifier on pixels that are not augmented.")
+    if config.changes_blocks:
+        notes.append(_about_blocks(config))
     changed = departures(config, protocol)
     if changed and config.protocol != "finetune":
         notes.append(f"Departs from the published protocol in: {', '.join(changed)}.")
@@ -118,10 +120,10 @@ def _protocol_text(config: FinetuneConfig) -> str:
         "high.",
     }[config.choose]
     average = "" if config.ema_decay is None else " The weights are a moving average."
-    return f"{text}{_about_blocks(config)}{average} {choice}"
+    return f"{text}{average} {choice}"
 
 
 def _about_blocks(config: FinetuneConfig) -> str:
     changed = {"were taken away": config.dropped_blocks, "began with random weights": config.fresh_blocks}
     parts = [f"{count} {what}" for what, count in changed.items() if count]
-    return f" Of the last blocks {' and '.join(parts)} before training." if parts else ""
+    return f"Not the whole encoder: of its last blocks {' and '.join(parts)} before training."

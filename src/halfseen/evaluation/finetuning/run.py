@@ -45,8 +45,8 @@ class Run:
         """To the person at the terminal."""
         self.terminal.say(sentence)
 
-    def classifier(self, encoder: Encoder) -> Classifier:
-        """The network with its first weights."""
+    def classifier(self, encoder: Encoder, anew: Encoder | None = None) -> Classifier:
+        """The network with its first weights; its fresh blocks are those of `anew`, without which there are none."""
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(config.seed, "build"))
@@ -61,7 +61,8 @@ class Run:
                 head_std=config.head_std,
                 fresh_norm=config.fresh_norm,
                 dropped_blocks=config.dropped_blocks,
-                fresh_blocks=config.fresh_blocks,
+                fresh_blocks=0 if anew is None else config.fresh_blocks,
+                anew=anew,
             )
 
     def sampler(self) -> StepSampler:
@@ -105,7 +106,8 @@ class Run:
         about = {"origin": self.subject.origin, "taught_on": list(self.subject.taught_on)}
         mean, std = self.config.data.mean, self.config.data.std
         export_encoder(self.subject.encoder, folder / START, mean=mean, std=std, role=self.subject.role, extra=about)
-        if self.config.baselines and self.subject.random_encoder is not None:
+        needs_random = self.config.baselines or self.config.fresh_blocks > 0
+        if needs_random and self.subject.random_encoder is not None:
             random = self.subject.random_encoder()
             export_encoder(random, folder / RANDOM / START, mean=mean, std=std, role="random")
 
