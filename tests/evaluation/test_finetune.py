@@ -384,8 +384,9 @@ def test_an_unknown_protocol_and_a_missing_class_token() -> None:
     swin = encoder("swin_tiny", embed_dim=8, depths=(1, 1), num_heads=(1, 2), patch_size=4)
     settings, notes = finetune_settings("ibot-finetune", swin)
     assert settings["feature"] == "mean" and "has no class token" in notes[-1]
-    with pytest.raises(ShapeError, match=r"no class token\. Use 'mean'"):
-        classifier_from(swin, "cls", 3, torch.Generator())
+    for without in (swin, encoder(class_token=False)):
+        with pytest.raises(ShapeError, match=r"no class token\. Use 'mean'"):
+            classifier_from(without, "cls", 3, torch.Generator())
 
 
 @pytest.mark.parametrize("protocol", FINETUNE_PROTOCOLS)
