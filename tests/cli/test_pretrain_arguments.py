@@ -263,3 +263,9 @@ def test_wrong_words_through_the_real_command_line(tmp_path: Path) -> None:
         "train.epochs: got 'ten', expected a float > 0.",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_refuses_a_split_that_training_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "bundled:fashion", "--recipe", "msn_small", "train.micro_batch_size=8", "runtime.threads=1"]
+    assert run([*words, "--dry-run"]) == 2
+    assert "train.micro_batch_size: got 8, but this method's loss is a statistic" in capsys.readouterr().err

@@ -563,3 +563,16 @@ def test_what_the_model_cannot_do() -> None:
         build(SWIN, mask=HIGH)
     with pytest.raises(ShapeError, match="20x20 pixels can't be cut into patches of 8"):
         build(local_crop_size=20)
+
+
+@pytest.mark.parametrize("norm", ["bn", "syncbn"])
+def test_one_image_is_too_few_for_batch_norms_of_class_tokens(norm: str) -> None:
+    method = build(**DINO, norm_in_head=norm, global_crops_number=1, local_crops_number=1, local_crop_size=8)
+    with pytest.raises(ConfigError, match=rf"train\.batch_size: a batch of 1 image .* norm_in_head={norm} compares"):
+        method(make_batch(method, 1), progress())
+    check_step(method, make_batch(method, 2))
+
+
+def test_a_local_crop_that_is_not_whole_patches_is_named() -> None:
+    with pytest.raises(ShapeError, match=r"method\.local_crop_size: a picture of 9x9 pixels can't be cut"):
+        build(local_crops_number=1, local_crop_size=9)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from halfseen.errors import ConfigError
 from halfseen.pretraining.config import load_run_config
 from halfseen.pretraining.folder import write_config
 from halfseen.pretraining.run import resolve
@@ -38,3 +39,32 @@ def test_a_file_may_leave_them_out_and_what_a_run_has_written_stays(method: str,
 @pytest.mark.parametrize(("method", "rule"), [("ibot", "scale_offset"), ("msn", "scale"), ("mae", "size")])
 def test_naming_a_method_alone_is_faithful_too(method: str, rule: str) -> None:
     assert resolve(None, None, [f"method.name={method}"]).config.model.position_rule == rule
+
+
+@pytest.mark.parametrize(
+    ("words", "forgotten"),
+    [
+        (("train.clip_norm=null",), {"train.clip_scope": "global"}),
+        (("train.optimizer.name=sgd",), {"train.optimizer.betas": (0.9, 0.95)}),
+        (("train.optimizer.weight_decay_schedule=constant",), {"train.optimizer.weight_decay_end": None}),
+        (("train.lr.warmup_epochs=0",), {}),
+        (
+            ("model.name=swin_tiny", "model.depths=[1,1]", "model.num_heads=4", "model.patch_size=2"),
+            {"model.depth": None, "model.position_rule": "size"},
+        ),
+    ],
+)
+def test_a_recipe_gives_way_in_every_group(words: tuple[str, ...], forgotten: dict[str, object]) -> None:
+    loaded = load_run_config("ibot_small", None, words)
+    for key, value in forgotten.items():
+        found: object = loaded.config
+        for name in key.split("."):
+            found = getattr(found, name)
+        assert found == value and not loaded.provenance[key].startswith("recipe"), key
+
+
+def test_what_the_same_person_wrote_is_refused_in_every_group() -> None:
+    with pytest.raises(ConfigError, match=r"train\.clip_scope: got tensor, but it has no effect with a run without"):
+        load_run_config("ibot_small", None, ("train.clip_norm=null", "train.clip_scope=tensor"))
+    with pytest.raises(ConfigError, match=r"model\.depth: no effect on model 'swin_tiny'"):
+        load_run_config("ibot_small", None, ("model.name=swin_tiny", "model.depth=3"))

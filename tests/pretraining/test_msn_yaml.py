@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from command_line import run
+from halfseen.backbones.build import build_encoder
 from halfseen.config.load import leaves, load_config
 from halfseen.config.recipes import recipe_layer
 from halfseen.config.yaml_text import parse_settings
@@ -171,6 +172,23 @@ def test_the_sentences_name_both_sides(tmp_path: Path) -> None:
 def test_models(name: ModelName, model: str, patch_size: int | None, tmp_path: Path) -> None:
     found = read(tmp_path, {"meta.model_name": name}).loaded.config.model
     assert (found.name, found.patch_size, found.position_rule) == (model, patch_size, "scale")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "cut"),
+    [
+        ("deit_huge_p10", 224, True),
+        ("deit_small_p7", 224, False),
+        ("deit_small", 224, False),
+        ("deit_small", 100, True),
+    ],
+)
+def test_a_side_that_fills_no_whole_patch_is_cut_as_published(
+    name: ModelName, side: int, cut: bool, tmp_path: Path
+) -> None:
+    found = read(tmp_path, {"meta.model_name": name, "data.rand_size": side}).loaded.config
+    assert found.model.crop_to_patches is cut
+    build_encoder(found.model.model_copy(update={"depth": 1}), found.data.image_size)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
+from halfseen.idle import IdleSettings
 
 Family = Literal["vit", "vit_conv", "swin", "beit", "viny"]
 
@@ -171,10 +172,9 @@ class ModelConfig(BaseModel):
             check_timm_name(self.name)
         given = [key for key in _WITHOUT_EFFECT[family] if key in self.model_fields_set and self._departs(key)]
         if given:
-            raise ConfigError(
-                f"{', '.join(given)}: no effect on model {self.name!r} ({_FAMILY_WORDS[family]}). Leave it out"
-                + (", or name a preset such as 'vit_small' to choose sizes." if family == "timm" else ".")
-            )
+            reason = f"no effect on model {self.name!r} ({_FAMILY_WORDS[family]}). Leave it out"
+            reason += ", or name a preset such as 'vit_small' to choose sizes." if family == "timm" else "."
+            raise IdleSettings({key: f"{key}: {reason}" for key in given})
         self._check_heads()
         return self
 

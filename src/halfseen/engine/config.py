@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from halfseen.errors import ConfigError
+from halfseen.idle import Need, refuse_idle
 from halfseen.ops.freezing import FreezeScale
 from halfseen.ops.precision import Precision
 
@@ -65,13 +66,7 @@ OPERATIONAL_KEYS = frozenset(
 
 
 def _must_be_default(config: BaseModel, key: str, who: str) -> None:
-    default = type(config).model_fields[key].default
-    value = getattr(config, key)
-    if value != default:
-        raise ValueError(
-            f"{key}: got {_shown(value)}, but it has no effect with {who}. Leave it out "
-            f"(its default is {_shown(default)})."
-        )
+    refuse_idle(config, [Need(key, False, who)])
 
 
 def _shown(value: object) -> str:
@@ -116,7 +111,9 @@ class OptimizerConfig(BaseModel):
     def _settings_have_an_effect(self) -> "OptimizerConfig":
         for key in sorted(frozenset().union(*OPTIMIZER_KEYS.values()) - OPTIMIZER_KEYS[self.name]):
             _must_be_default(self, key, f"the optimizer '{self.name}'")
-        if (self.weight_decay_schedule == "constant") != (self.weight_decay_end is None):
+        if self.weight_decay_schedule == "constant":
+            _must_be_default(self, "weight_decay_end", "weight_decay_schedule=constant")
+        elif self.weight_decay_end is None:
             raise ValueError(
                 f"weight_decay_end: got {_shown(self.weight_decay_end)} with weight_decay_schedule = "
                 f"'{self.weight_decay_schedule}'. Give a number with a cosine, and leave it out with constant."

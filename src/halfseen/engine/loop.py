@@ -25,7 +25,7 @@ from halfseen.engine.checkpoint import (
     restore_model,
     save_checkpoint,
 )
-from halfseen.engine.config import RuntimeConfig, TrainConfig
+from halfseen.engine.config import BatchSplit, RuntimeConfig, TrainConfig
 from halfseen.engine.distributed import Distributed, wrap
 from halfseen.engine.finding import Finding
 from halfseen.engine.freezing import Freezable, Freezer, saved_share, saved_words
@@ -206,6 +206,20 @@ def fit(
     return FitResult(state.step, finished, checkpoint_path(run_dir, state.step), state.samples_seen, message)
 
 
+def check_split(method: Trainable, split: BatchSplit) -> None:
+    """See that a method may be given a process's share of a batch in parts.
+
+    Raises:
+        ConfigError: parts, where the loss is a statistic of the whole.
+    """
+    if method.whole_batch_only and split.accumulation > 1:
+        raise ConfigError(
+            f"train.micro_batch_size: got {split.micro_batch_size}, but this method's loss is a statistic of the "
+            f"whole batch of {split.per_process} images that a process sees per step. Leave it out, or lower "
+            "train.batch_size."
+        )
+
+
 class Trainer:
     """One run's moving parts: module, optimiser, scaler and counters.
 
@@ -229,12 +243,7 @@ class Trainer:
     ) -> None:
         """Moves the method to the device and builds the optimiser; nothing is trained yet."""
         split = train.split(distributed.world_size)
-        if method.whole_batch_only and split.accumulation > 1:
-            raise ConfigError(
-                f"train.micro_batch_size: got {split.micro_batch_size}, but this method's loss is a statistic of the "
-                f"whole batch of {split.per_process} images that a process sees per step. Leave it out, or lower "
-                "train.batch_size."
-            )
+        check_split(method, split)
         self.train, self.runtime, self.loader = train, runtime, loader
         self.seed, self.run_dir, self.identity, self.distributed = seed, run_dir, identity, distributed
         self.state = TrainState()

@@ -71,7 +71,8 @@ class AttentionMask(BaseModel):
     rollout_order: Literal["paper", "reference"] = Field(
         default="paper",
         description="order of the product for score rollout: paper = from the last block down; reference = as in the "
-        "thesis' code: from the first block up, except `last` where each crop has a mask of its own",
+        "thesis' code: from the first block up, except `last` where each crop has a mask of its own or pairs are "
+        "chosen for the contrastive term",
     )
     leaky_batch_accumulation: bool = Field(
         default=False,

@@ -31,11 +31,12 @@ from halfseen.backbones.base import Encoder, Features
 from halfseen.backbones.heads import Activation, DistillationHead, HeadNorm
 from halfseen.backbones.initialise import init_ibot
 from halfseen.backbones.teacher import averaged_copy
+from halfseen.errors import ConfigError, ShapeError
 from halfseen.idle import Need, refuse_idle
 from halfseen.masking.block import BlockMask
 from halfseen.masking.crops import CropMasks, MaskSetting
 from halfseen.methods.base import ClassHead, CropScale, Method
-from halfseen.ops.collectives import sum_over_processes
+from halfseen.ops.collectives import process_count, sum_over_processes
 from halfseen.ops.contrastive import ContrastiveForm, check_pairs, contrastive, select_pairs
 from halfseen.ops.distillation import class_token_loss, patch_token_loss, teacher_probabilities, update_center
 from halfseen.ops.moving_average import pair_by_name, update_average
@@ -327,7 +328,10 @@ class IBOT(Method):
         self.grid = patch_grid(image_size, image_size, encoder.stride)
         self.num_patches = self.grid[0] * self.grid[1]
         if config.local_crops_number:
-            patch_grid(config.local_crop_size, config.local_crop_size, encoder.patch_size)
+            try:
+                patch_grid(config.local_crop_size, config.local_crop_size, encoder.patch_size)
+            except ShapeError as error:
+                raise ShapeError(f"method.local_crop_size: {error}") from None
         self.masks = self._crop_masks(encoder)
 
         self.encoder = encoder
@@ -416,6 +420,12 @@ class IBOT(Method):
     ) -> StepOutput:
         """Loss of normalised crops whose patches are hidden by `mask`, given what the teacher saw of them."""
         config = self.config
+        alone = len(images) * process_count() == 1 and not config.has_patch_loss
+        if alone and config.norm_in_head in ("bn", "syncbn"):
+            raise ConfigError(
+                f"train.batch_size: a batch of 1 image in 1 global crop, but method.norm_in_head={config.norm_in_head} "
+                "compares images. Take at least 2, or leave norm_in_head out."
+            )
         places = self._places(looked, mask)
         targets = self._targets(looked, places, progress.epoch_index)
         answers = self._answers(images, local_crops, mask, places)

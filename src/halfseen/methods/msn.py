@@ -14,6 +14,7 @@ the products with the label-smoothing matrix are written out; logarithms of prob
 patches and views are functions of (seed, step), not of a global generator.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -160,9 +161,10 @@ class MSN(Method):
                 )
         self.first_grid = sizes[0] // encoder.patch_size
         if self.num_kept < 1:
+            most = math.floor(1000 * (1 - 1 / self.first_grid**2)) / 1000
             raise ConfigError(
                 f"method.patch_drop: {config.patch_drop} of {self.first_grid**2} patches keeps none. Choose at most "
-                f"{1 - 1 / self.first_grid**2:.3g}."
+                f"{most:g}."
             )
         jitter = config.color_jitter_strength
         colour = Photometric(

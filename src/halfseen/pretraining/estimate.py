@@ -12,6 +12,7 @@ from halfseen.data.loader import stack_images
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
 from halfseen.engine.freezing import Freezer
+from halfseen.engine.loop import check_split
 from halfseen.engine.optim import LearningRate
 from halfseen.engine.precision import open_device
 from halfseen.engine.terminal import duration
@@ -128,6 +129,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     steps_per_epoch = _steps_per_epoch(config, source)
     torch.set_num_threads(config.runtime.threads)
     method = prepare_method(config)
+    check_split(method, split)
     trial = _try_out(config, method, split.micro_batch_size)
     learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
     parameters = sum(parameter.numel() for parameter in learned)

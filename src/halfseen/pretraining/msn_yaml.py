@@ -283,7 +283,9 @@ def _special(file: MSNFile, key: str, processes: int) -> dict[str, Value]:
     if key in ("logging.folder", "logging.write_tag"):
         return {"run_dir": str(Path(file.logging.folder) / file.logging.write_tag)}
     if key == "meta.model_name":
-        return _model(file.meta.model_name)
+        model = _model(file.meta.model_name)
+        whole = file.data.rand_size % int(str(model.get("model.patch_size", 16))) == 0
+        return model if whole else model | {"model.crop_to_patches": True}
     if key == "optimization.clip_grad" and file.optimization.clip_grad <= 0:
         return {"train.clip_norm": None}
     return {}
