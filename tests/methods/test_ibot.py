@@ -566,11 +566,16 @@ def test_what_the_model_cannot_do() -> None:
 
 
 @pytest.mark.parametrize("norm", ["bn", "syncbn"])
-def test_one_image_is_too_few_for_batch_norms_of_class_tokens(norm: str) -> None:
+def test_one_image_is_too_few_for_batch_norms_of_class_tokens(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = build(**DINO, norm_in_head=norm, global_crops_number=1, local_crops_number=1, local_crop_size=8)
-    with pytest.raises(ConfigError, match=rf"train\.batch_size: a batch of 1 image .*norm_in_head={norm} compares"):
+    sentence = rf"train\.batch_size: 1 image .*norm_in_head={norm} compares"
+    with pytest.raises(ConfigError, match=sentence):
         method(make_batch(method, 1), progress())
     check_step(method, make_batch(method, 2))
+    if norm == "bn":  # Images of another process are no help.
+        monkeypatch.setattr("halfseen.methods.ibot.process_count", lambda: 2)
+        with pytest.raises(ConfigError, match=sentence):
+            method(make_batch(method, 1), progress())
 
 
 def test_a_local_crop_that_is_not_whole_patches_is_named() -> None:

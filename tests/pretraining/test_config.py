@@ -42,20 +42,26 @@ def test_naming_a_method_alone_is_faithful_too(method: str, rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "forgotten"),
+    ("recipe", "words", "forgotten"),
     [
-        (("train.clip_norm=null",), {"train.clip_scope": "global"}),
-        (("train.optimizer.name=sgd",), {"train.optimizer.betas": (0.9, 0.95)}),
-        (("train.optimizer.weight_decay_schedule=constant",), {"train.optimizer.weight_decay_end": None}),
-        (("train.lr.warmup_epochs=0",), {}),
+        ("ibot_small", ("train.clip_norm=null",), {"train.clip_scope": "global"}),
+        ("ibot_small", ("train.optimizer.name=sgd",), {"train.optimizer.betas": (0.9, 0.95)}),
+        ("ibot_small", ("train.optimizer.weight_decay_schedule=constant",), {"train.optimizer.weight_decay_end": None}),
+        ("msn_small", ("train.lr.warmup_epochs=0",), {"train.lr.warmup_start": 0.0}),
         (
+            "simmim_swin_base_imagenet1k_110ep_kamimprotocol",
+            ("train.optimizer.weight_decay=0",),
+            {"train.optimizer.decay_all": False},
+        ),
+        (
+            "ibot_small",
             ("model.name=swin_tiny", "model.depths=[1,1]", "model.num_heads=4", "model.patch_size=2"),
             {"model.depth": None, "model.position_rule": "size"},
         ),
     ],
 )
-def test_a_recipe_gives_way_in_every_group(words: tuple[str, ...], forgotten: dict[str, object]) -> None:
-    loaded = load_run_config("ibot_small", None, words)
+def test_a_recipe_gives_way_in_every_group(recipe: str, words: tuple[str, ...], forgotten: dict[str, object]) -> None:
+    loaded = load_run_config(recipe, None, words)
     for key, value in forgotten.items():
         found: object = loaded.config
         for name in key.split("."):

@@ -201,9 +201,11 @@ def _show(outcome: "FinetuneOutcome", config: "FinetuneConfig") -> None:
     if outcome.classifier is not None:
         screen.print(f"Classifier: {outcome.classifier}", soft_wrap=True)
     run = find_run(config.encoder)
-    if run is not None and config.changes_blocks:
+    if result is None or run is None:
+        return
+    if config.changes_blocks:
         screen.print(f"Not copied to {run.folder}, whose report is about the whole encoder.", soft_wrap=True)
-    elif result is not None and run is not None:
+    else:
         path = result.write(run.folder / "evaluations")
         screen.print(f"Written: {path}", soft_wrap=True)
         screen.print(f"`halfseen report {run.folder}` brings it into the run's report.", soft_wrap=True)

@@ -118,8 +118,8 @@ class OptimizerConfig(BaseModel):
                 f"weight_decay_end: got {_shown(self.weight_decay_end)} with weight_decay_schedule = "
                 f"'{self.weight_decay_schedule}'. Give a number with a cosine, and leave it out with constant."
             )
-        if self.decay_all and self.weight_decay == 0.0 and not self.weight_decay_end:
-            raise ValueError("decay_all: got true, but weight_decay is 0, so there is nothing to decay. Leave it out.")
+        if self.weight_decay == 0.0 and not self.weight_decay_end:
+            _must_be_default(self, "decay_all", "weight_decay=0")
         return self
 
 
@@ -339,7 +339,8 @@ class TrainConfig(BaseModel):
     @model_validator(mode="after")
     def _settings_go_together(self) -> "TrainConfig":
         if self.clip_norm is None:
-            _must_be_default(self, "clip_scope", "a run without clipping (clip_norm = null)")
+            without = "a run without clipping (clip_norm = null)"
+            refuse_idle(self, [Need(key, False, without) for key in ("clip_scope", "clip_each_micro_batch")])
         if self.freeze is not None and self.freeze.layerwise_lr and not self.lr.schedule.endswith("cosine"):
             raise ValueError(
                 f"freeze: lr.schedule = '{self.lr.schedule}' would have no effect, since each unit follows a cosine of "
@@ -352,8 +353,6 @@ class TrainConfig(BaseModel):
                 f"freeze: the warm-up of {self.lr.warmup_epochs:g} epochs (lr.warmup_epochs) leaves nothing of the "
                 f"{self.epochs:g} epochs in which units could freeze. Shorten it."
             )
-        if self.clip_each_micro_batch and self.clip_norm is None:
-            raise ValueError("clip_each_micro_batch: got true, but clip_norm is null. Set clip_norm or leave it out.")
         if self.drop_last:
             _must_be_default(self, "unscaled_accumulation", "a run that leaves incomplete batches out (drop_last)")
         if self.unscaled_accumulation is not None and self.batch_size % self.unscaled_accumulation:

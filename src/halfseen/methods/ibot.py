@@ -420,11 +420,12 @@ class IBOT(Method):
     ) -> StepOutput:
         """Loss of normalised crops whose patches are hidden by `mask`, given what the teacher saw of them."""
         config = self.config
-        alone = len(images) * process_count() == 1 and not config.has_patch_loss
-        if alone and config.norm_in_head in ("bn", "syncbn"):
+        compared = len(images) * (process_count() if config.norm_in_head == "syncbn" else 1)
+        if compared == 1 and config.norm_in_head in ("bn", "syncbn") and not config.has_patch_loss:
             raise ConfigError(
-                f"train.batch_size: a batch of 1 image in 1 global crop, but method.norm_in_head={config.norm_in_head} "
-                "compares images. Take at least 2, or leave norm_in_head out."
+                f"train.batch_size: 1 image in 1 global crop, but method.norm_in_head={config.norm_in_head} compares "
+                f"those of {'all processes' if config.norm_in_head == 'syncbn' else 'a process'}. Take at least 2 "
+                "there, or leave norm_in_head out."
             )
         places = self._places(looked, mask)
         targets = self._targets(looked, places, progress.epoch_index)
