@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from halfseen.backbones.base import Encoder
-from halfseen.backbones.blocks import attention_matrix, normed, run_block, run_block_for, run_mlp, watching_kept
+from halfseen.backbones.blocks import attention_matrix, normed, run_block, run_block_for, run_mlp
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.errors import ConfigError, ShapeError
+from halfseen.ops.recompute import watching_kept
 
 FAMILIES: dict[str, dict[str, object]] = {
     "vit": {"name": "vit_tiny", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4},
@@ -151,13 +152,9 @@ def test_normalised_tokens_are_computed_again_instead_of_kept(precision: torch.d
 
 def test_what_is_kept_is_told_from_within_what_is_computed_again() -> None:
     block, x = some_block(), torch.randn(3, 7, 32, requires_grad=True)
-    kept: dict[int, int] = {}
-    with watching_kept(
-        lambda tensor: kept.__setitem__(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
-    ):
+    with watching_kept(block.parameters()) as kept:
         out = run_block(block, x)
-    own = {parameter.data_ptr() for parameter in block.parameters()}
-    numbers = sum(size for place, size in kept.items() if place not in own) / 4 / 21  # For each token.
+    numbers = kept.living() / 4 / 21  # For each token.
     # Input, q, k, v, attended, the sum with its projection, the MLP inside (4 D); a little for norms and softmax.
     assert 10 * 32 <= numbers < 11 * 32
     out.sum().backward()

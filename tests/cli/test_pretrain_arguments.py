@@ -220,6 +220,25 @@ def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_a_dry_run_tells_what_activation_checkpointing_saves(
+    tmp_path: Path,
+    make_images: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_images(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    tiny = ["data.image_size=28", "model.patch_size=4", "model.depth=8", "model.embed_dim=32", "model.num_heads=2"]
+    tiny += ["train.batch_size=4", "train.epochs=2", "runtime.threads=1", "--dry-run"]
+    found = []
+    for asked in ("false", "true"):
+        words = ["photos", "--recipe", "simmim_small", *tiny, f"runtime.activation_checkpointing={asked}"]
+        assert run(["pretrain", *words]) == 0
+        found.append(float(re.search(r"([\d.]+) MB activations", capsys.readouterr().out).group(1)))
+    plain, saving = found
+    assert plain / 5 < saving < plain / 2  # One of eight blocks, and the inputs of all.
+
+
 def test_a_dry_run_tells_when_what_freezes_and_what_that_saves(
     tmp_path: Path,
     make_images: Callable[..., Path],

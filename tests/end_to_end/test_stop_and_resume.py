@@ -97,6 +97,21 @@ def test_workers_do_not_change_a_bit(method: str, make_images: Callable[..., Pat
     assert len(found) == 1
 
 
+def test_activation_checkpointing_may_begin_with_a_resume_and_changes_no_bit(
+    make_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_images(tmp_path / "photos", count=24)
+    words = ("photos", *TINY["simmim"], "train.epochs=2")
+    for folder, stop in (("plain", ()), ("saving", ("train.max_steps=3",))):
+        done = run("pretrain", *words, *stop, f"run_dir={folder}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    saving = ("train.max_steps=null", "runtime.activation_checkpointing=true")
+    done = run("pretrain", "--resume", "saving", *saving, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert final_weights(tmp_path / "plain") == final_weights(tmp_path / "saving")
+    assert losses(tmp_path / "plain") == losses(tmp_path / "saving")
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(make_images: Callable[..., Path], tmp_path: Path) -> None:
     make_images(tmp_path / "photos", count=40)
     stopped = tmp_path / "runs" / "stopped"

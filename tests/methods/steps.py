@@ -2,8 +2,10 @@
 
 import numpy as np
 import torch
+from timm.layers.mlp import Mlp
 
 from halfseen.methods.base import Method
+from halfseen.ops.recompute import checkpointing
 from halfseen.types import Batch, Progress, StepOutput
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -54,6 +56,38 @@ def check_step(method: Method, batch: Batch) -> StepOutput:
     trained = {key: parameter for key, parameter in method.named_parameters() if parameter.requires_grad}
     assert [key for key, parameter in trained.items() if parameter.grad is None] == []
     return out
+
+
+def check_checkpointing(method: Method, batch: Batch) -> None:
+    """A step in training mode, stochastic depth included: checkpointed blocks run twice and change no bit."""
+    runs = 0
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    layers = [module.fc1 for module in method.modules() if isinstance(module, Mlp)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    found: list[list[torch.Tensor]] = []
+    counts = []
+    for asked in (False, True):
+        method.train().zero_grad(set_to_none=True)
+        before = {key: value.clone() for key, value in method.state_dict().items()}
+        runs = 0
+        torch.manual_seed(7)
+        with torch.autocast("cpu", dtype=torch.bfloat16), checkpointing(asked):
+            out = method(batch, progress())
+        out.loss.backward()
+        gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        found.append([out.loss.detach(), *gradients, *out.metrics.values(), *method.state_dict().values()])
+        counts.append(runs)
+        method.load_state_dict(before)
+    for hook in hooks:
+        hook.remove()
+    assert counts[1] > counts[0] > 0
+    assert len(found[0]) == len(found[1]) > 20
+    for plain, ours in zip(*found, strict=True):
+        assert torch.equal(plain, ours)
 
 
 def check_repeatable(method: Method, batch: Batch) -> torch.Tensor:

@@ -17,7 +17,7 @@ from halfseen.ops.patches import mask_from_ids
 from halfseen.types import Photometric, ViewSpec
 from methods.ibot_cases import BLOCKS, HEAD, HIGH, LOCAL_SIZE, ROLLOUT, SIZE, SWIN, VIT, build
 from methods.ibot_processes import PARTS, centers
-from methods.steps import MEAN, STD, check_repeatable, check_step, make_batch, progress, rows_of
+from methods.steps import MEAN, STD, check_checkpointing, check_repeatable, check_step, make_batch, progress, rows_of
 from processes import run_two
 
 CASES: dict[str, dict[str, object]] = {
@@ -58,6 +58,12 @@ def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(name: st
     parts = [out.metrics[key] for key in ("loss_cls", "loss_patch", "contrastive") if key in out.metrics]
     torch.testing.assert_close(torch.stack(parts).sum(), out.loss.detach())
     assert not any(key.startswith("teacher") and p.requires_grad for key, p in method.named_parameters())
+
+
+@pytest.mark.parametrize(("model", "name"), [(VIT, "attmask high"), (VIT, "dino"), (SWIN, "trained lengths")])
+def test_checkpointed_blocks_change_no_bit(model: ModelConfig, name: str) -> None:
+    method = build(model.model_copy(update={"drop_path": 0.3}), **CASES[name])
+    check_checkpointing(method, make_batch(method))
 
 
 @case

@@ -10,6 +10,7 @@ from halfseen.masking.random import random_visible_ids
 from halfseen.methods.localmim import LocalMIM, LocalMIMConfig
 from halfseen.ops.patches import patchify
 from halfseen.types import Batch, Progress, ViewSpec
+from methods.steps import check_checkpointing
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 64
@@ -31,6 +32,11 @@ def batch(rows: int = 2) -> Batch:
 
 def progress(step: int = 0, row_start: int = 0) -> Progress:
     return Progress(step, 10, 5, 0, row_start, 2)
+
+
+@pytest.mark.parametrize("model", [VIT, SWIN])
+def test_checkpointed_blocks_change_no_bit(model: ModelConfig) -> None:
+    check_checkpointing(build(model.model_copy(update={"drop_path": 0.3}), decoder_depth=2), batch())
 
 
 @pytest.mark.parametrize(("name", "depth"), [("vit_small", 12), ("vit_base", 12), ("vit_large", 24)])

@@ -13,7 +13,7 @@ from halfseen.methods.table import METHODS, MethodConfig, build_method
 from halfseen.ops.patches import pixel_mask
 from halfseen.ops.randomness import step_noise
 from halfseen.types import Batch
-from methods.steps import MEAN, STD, check_repeatable, check_step, progress, rows_of
+from methods.steps import MEAN, STD, check_checkpointing, check_repeatable, check_step, progress, rows_of
 
 SIZE = 64
 TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -90,6 +90,15 @@ def make_batch(method: Method, rows: int = 4) -> Batch:
 def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(settings: str) -> None:
     method = build(settings)
     check_step(method, make_batch(method))
+
+
+@case
+def test_checkpointed_blocks_change_no_bit(settings: str) -> None:
+    config, model = CASES[settings]
+    parsed = TypeAdapter(MethodConfig).validate_python(config)
+    encoder = build_encoder(model.model_copy(update={"drop_path": 0.3}), SIZE)
+    method = build_method(parsed, encoder, SIZE, MEAN, STD)
+    check_checkpointing(method, make_batch(method))
 
 
 @case

@@ -17,7 +17,7 @@ from halfseen.methods.msn import MSN, MSNConfig
 from halfseen.types import Batch, GroupKey, Photometric, ViewSpec
 from methods.msn_cases import FOCAL_SIZE, SIZE, VIT, build
 from methods.msn_processes import SCOPES, one_step
-from methods.steps import MEAN, STD, check_repeatable, check_step, make_batch, progress, rows_of
+from methods.steps import MEAN, STD, check_checkpointing, check_repeatable, check_step, make_batch, progress, rows_of
 from processes import run_two
 
 CONV = ModelConfig(name="vitc_4gf", embed_dim=16, depth=1, num_heads=2, position_rule="scale")
@@ -57,6 +57,12 @@ def test_a_step_gives_a_finite_loss_and_reaches_every_trained_parameter(name: st
     torch.testing.assert_close(loss, out.loss.detach())
     assert 0 <= float(terms.get("me_max", 0)) <= math.log(config.num_prototypes)
     assert not any(key.startswith("teacher") and p.requires_grad for key, p in method.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["one random and two focal views", "kept patches for each image"])
+def test_checkpointed_blocks_change_no_bit(name: str) -> None:
+    method = build(**CASES[name])
+    check_checkpointing(method, make_batch(method))
 
 
 @case

@@ -7,6 +7,7 @@ an MLP that an elementwise function gives back.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from halfseen.backbones.base import AttentionRows, BlockView, Features, Tokens
 from halfseen.errors import ConfigError
+from halfseen.ops.recompute import checkpointed, recomputed
 
 AnyBlock: TypeAlias = Block | beit.Block
 AnyAttention: TypeAlias = Attention | beit.Attention
@@ -70,14 +72,15 @@ def run_transformer(
     kept = {0: tokens} if 0 in layers else {}
     seen: dict[int, Tensor] = {}
     for number, block in enumerate(blocks, start=1):
-        rows = attention_rows if number in attention_layers else None
         with gradient(number):
-            tokens, weights = _add_attention(block, tokens, bias(block), rows)
-            tokens = _add_mlp(block, tokens)
+            if number in attention_layers:
+                heads, own = _normed_heads(block, tokens), bias(block)
+                seen[number] = look(heads, block.attn.scale, attention_rows, own)
+                tokens = _finish(block, tokens, heads, own)
+            else:
+                tokens = run_block(block, tokens, bias)
         if number in layers:
             kept[number] = tokens
-        if weights is not None:
-            seen[number] = weights
     final = split_tokens(norm(tokens), num_prefix_tokens, grid)
     raw = tuple(split_tokens(kept[layer], num_prefix_tokens, grid) for layer in layers)
     return Features(final.prefix, final.patches, grid, raw, tuple(seen[layer] for layer in attention_layers))
@@ -111,21 +114,25 @@ def attention_matrix(
 ) -> Float[Tensor, "B heads T T"]:
     """Every head's attention weights in block number `layer` (1-based), float32; the blocks after it don't run."""
     for block in blocks[: layer - 1]:
-        tokens = run_block(block, tokens, bias(block))
+        tokens = run_block(block, tokens, bias)
     block = blocks[layer - 1]
     return attention_weights(project_heads(block.attn, block.norm1(tokens)), block.attn.scale, bias(block))
 
 
-def run_block(block: AnyBlock, tokens: Float[Tensor, "B T D"], bias: Tensor | None = None) -> Float[Tensor, "B T D"]:
+def run_block(block: AnyBlock, tokens: Float[Tensor, "B T D"], bias: Biases = no_bias) -> Float[Tensor, "B T D"]:
     """A whole block."""
-    return _add_mlp(block, _add_attention(block, tokens, bias)[0])
+    return checkpointed(partial(_run_block, block, bias), tokens)
+
+
+def _run_block(block: AnyBlock, bias: Biases, tokens: Tensor) -> Tensor:
+    return _finish(block, tokens, _normed_heads(block, tokens), bias(block))
 
 
 def run_block_for(block: Block, tokens: Float[Tensor, "B T D"], wanted: slice) -> Float[Tensor, "B n D"]:
     """A block's output for a slice of its tokens: all give keys and values, only these get queries and an MLP."""
     normed = block.norm1(tokens)
     heads = Heads(*_project(block.attn, normed[:, wanted], 0, 1), *_project(block.attn, normed, 1, 3))
-    return _add_mlp(block, tokens[:, wanted] + block.drop_path1(_attention_branch(block, heads, None)))
+    return _finish(block, tokens[:, wanted], heads, None)
 
 
 def run_block_selected(
@@ -235,47 +242,6 @@ def run_mlp(mlp: Mlp, x: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
     return out
 
 
-_WATCHING: list[Callable[[Tensor], object]] = []
-
-
-@contextmanager
-def watching_kept(tell: Callable[[Tensor], object]) -> Iterator[None]:
-    """Within, `tell` is called with each tensor that autograd keeps for the backward pass.
-
-    torch's own hooks don't reach into `recomputed`, which has hooks itself.
-    """
-
-    def pack(kept: Tensor) -> Tensor:
-        tell(kept)
-        return kept
-
-    _WATCHING.append(tell)
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept):
-            yield
-    finally:
-        _WATCHING.remove(tell)
-
-
-@contextmanager
-def recomputed(tensor: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
-    """Within, autograd doesn't keep `tensor` (nor a reshaped view of it) but calls `again` in the backward pass."""
-    memory = tensor.untyped_storage()._cdata
-
-    def pack(kept: Tensor) -> Tensor | torch.Size:
-        if kept.untyped_storage()._cdata == memory:
-            return kept.shape
-        for tell in _WATCHING:
-            tell(kept)
-        return kept
-
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else again().reshape(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
-
-
 @contextmanager
 def normed(norm: nn.Module, tokens: Float[Tensor, "*B D"]) -> Iterator[Float[Tensor, "*B D"]]:
     """Normalised tokens for one linear layer, which is to be called within on all of them.
@@ -335,14 +301,14 @@ def check_attention(
         )
 
 
-def _add_attention(
-    block: AnyBlock, tokens: Tensor, bias: Tensor | None, rows: AttentionRows | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """`tokens` plus the attention branch; and the weights, if rows of them are wanted."""
+def _normed_heads(block: AnyBlock, tokens: Tensor) -> Heads:
     with normed(block.norm1, tokens) as first:
-        heads = project_heads(block.attn, first)
-    weights = None if rows is None else look(heads, block.attn.scale, rows, bias)
-    return tokens + block.drop_path1(_attention_branch(block, heads, bias)), weights
+        return project_heads(block.attn, first)
+
+
+def _finish(block: AnyBlock, tokens: Tensor, heads: Heads, bias: Tensor | None) -> Tensor:
+    """All of a block that comes after query, key and value."""
+    return _add_mlp(block, tokens + block.drop_path1(_attention_branch(block, heads, bias)))
 
 
 def _attention_branch(block: AnyBlock, heads: Heads, bias: Tensor | None) -> Tensor:

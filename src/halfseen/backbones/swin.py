@@ -6,6 +6,7 @@ the model was built for are padded before the shift, as the iBOT code does (timm
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -17,6 +18,7 @@ from halfseen.backbones.masked import check_hiding, check_layers, project_patche
 from halfseen.errors import ConfigError, ShapeError
 from halfseen.ops.layer_decay import swin_layer_id
 from halfseen.ops.patches import patch_grid
+from halfseen.ops.recompute import checkpointed
 
 
 class SwinEncoder(Encoder):
@@ -96,7 +98,7 @@ class SwinEncoder(Encoder):
             for block in stage.blocks:
                 number += 1
                 with self.gradient(number):
-                    x = swin_block(block, x)
+                    x = checkpointed(partial(swin_block, block), x)
                 if number in layers:
                     kept[number] = x
         raw = tuple(_flat(kept[layer]) for layer in layers)

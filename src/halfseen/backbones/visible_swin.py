@@ -12,6 +12,7 @@ Source: Green Hierarchical Vision Transformer for Masked Image Modeling, arXiv 2
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from halfseen.backbones.blocks import Heads, attend, normed, run_mlp
 from halfseen.backbones.masked import cut_patches, project_patches
 from halfseen.backbones.swin import SwinEncoder
 from halfseen.errors import ConfigError, ShapeError
+from halfseen.ops.recompute import checkpointed
 
 Coords = Literal["reference", "fixed"]
 """Where a visible token is taken to lie, which decides its window and its relative positions.
@@ -146,7 +148,7 @@ def encode_visible(
         for block in stage.blocks:
             number += 1
             with encoder.gradient(number):
-                x = _run_block(block, x, windows[_window(block)])
+                x = checkpointed(partial(_run_block, block, windows[_window(block)]), x)
         if inner > 1:
             with encoder.gradient(number):
                 x = _merge(stages[len(taps) + 1].downsample, x, inner)
@@ -241,7 +243,7 @@ def _embed(encoder: SwinEncoder, images: Tensor, visible: Tensor) -> Tensor:
     return out
 
 
-def _run_block(block: SwinTransformerBlock, x: Tensor, grouping: Grouping) -> Tensor:
+def _run_block(block: SwinTransformerBlock, grouping: Grouping, x: Tensor) -> Tensor:
     """One Swin block on visible tokens [B, n, C]."""
     x = x + block.drop_path1(_group_attention(block.attn, block.norm1(x), grouping))
     with normed(block.norm2, x) as second:

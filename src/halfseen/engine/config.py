@@ -503,6 +503,11 @@ class RuntimeConfig(BaseModel):
         ge=0,
         description="Loader processes per training process; 0 loads in the training process itself.",
     )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the input of each transformer block for the backward pass and compute the rest again "
+        "(true/false): less memory for more time, the same weights.",
+    )
     tensorboard: bool = Field(
         False, description="Write the metrics for TensorBoard as well (true/false); needs the extra 'tensorboard'."
     )
@@ -518,6 +523,15 @@ class RuntimeConfig(BaseModel):
         ):
             return {**values, "precision": native_precision(values["device"])}
         return values
+
+    @model_validator(mode="after")
+    def _torch_can_checkpoint(self) -> "RuntimeConfig":
+        if self.activation_checkpointing and self.device == "xla":
+            raise ValueError(
+                "activation_checkpointing: torch has it for cuda, mps and cpu, not for xla. Leave it out, or lower "
+                "train.micro_batch_size."
+            )
+        return self
 
 
 def science_settings(config: Mapping[str, Any]) -> dict[str, Any]:

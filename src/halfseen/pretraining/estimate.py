@@ -1,13 +1,11 @@
 """What a run would cost, found out before it starts: parameters, steps, memory, and time measured on a few images."""
 
 import time
-import weakref
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from halfseen.backbones.blocks import watching_kept
 from halfseen.data.loader import stack_images
 from halfseen.data.sampler import StepSampler
 from halfseen.data.sources import Source, open_source
@@ -22,6 +20,7 @@ from halfseen.ops.freezing import Stage
 from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
+from halfseen.ops.recompute import checkpointing, watching_kept
 from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig
 from halfseen.types import Batch, Progress
@@ -82,7 +81,8 @@ class Estimate(NamedTuple):
         steps_per_epoch, steps: updates.
         seconds_per_image: forward and backward pass on this machine, measured.
         weight_bytes: weights, gradients and moments.
-        activation_bytes: kept for the backward pass, of one micro-batch on one process.
+        activation_bytes: kept for the backward pass, of one micro-batch on one process; with checkpointed blocks also
+            what the largest of them computes again.
         masks: a sample of the masks; None where the method draws none.
         stages: what a pass costs between two freezes, in order; empty without progressive freezing.
     """
@@ -209,10 +209,10 @@ def _try_out(config: RunConfig, method: Method, micro_batch_size: int) -> Trial:
     device = open_device(config.runtime.device)
     method.to(device)
     count = min(FIRST_IMAGES, micro_batch_size)
-    first = _pass(config, method, device, count)
-    count = max(count, min(micro_batch_size, int(count * TRIAL_SECONDS / first.seconds)))
-    trials = [_pass(config, method, device, count) for _ in range(TRIAL_PASSES)]
-    return min(trials, key=lambda trial: trial.seconds)
+    first = _seconds(config, method, device, count)
+    count = max(count, min(micro_batch_size, int(count * TRIAL_SECONDS / first)))
+    seconds = min(_seconds(config, method, device, count) for _ in range(TRIAL_PASSES))
+    return Trial(count, seconds, _kept_bytes(config, method, device, count))
 
 
 def _try_stages(
@@ -230,31 +230,43 @@ def _try_stages(
     for stage in freezer.schedule.stages(train.last_step(steps_per_epoch), steps_per_epoch, freezer.taps):
         freezer.advance(stage.first_step)
         freezer.enter(stage.first_step, rate.accumulation - 1)
-        flops = count_flops(lambda: _pass(config, method, device, count))
-        trials = [_pass(config, method, device, count) for _ in range(STAGE_PASSES)]
-        seconds = min(trial.seconds for trial in trials)
-        found.append(StageCost(stage, seconds, flops, trials[0].kept_bytes))
+        flops = count_flops(lambda: _seconds(config, method, device, count))
+        seconds = min(_seconds(config, method, device, count) for _ in range(STAGE_PASSES))
+        found.append(StageCost(stage, seconds, flops, _kept_bytes(config, method, device, count)))
     return tuple(found)
 
 
-def _pass(config: RunConfig, method: Method, device: torch.device, count: int) -> Trial:
-    """One pass of `count` random pictures."""
+def _seconds(config: RunConfig, method: Method, device: torch.device, count: int) -> float:
+    """How long a pass of `count` random pictures takes, forward and backward."""
     batch = _noise(method, count).to(str(device))
-    progress = Progress(0, 1, 1, config.seed, 0, count)
-    own = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
-    # Some are given up before the forward pass ends (`ops.local_backward`), so what lives then counts.
-    seen: list[weakref.ref[Tensor]] = []
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
-        with watching_kept(lambda tensor: seen.append(weakref.ref(tensor))), autocast(device, config.runtime.precision):
-            loss = method(batch, progress).loss
-        storages = [tensor.untyped_storage() for ref in seen if (tensor := ref()) is not None]
-        kept = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.data_ptr() not in own}
-        del storages
-        loss.backward()
+        loss = _loss(config, method, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
         loss.item()  # Waits for the device.
-        seconds = time.perf_counter() - started
-    return Trial(count, seconds, sum(kept.values()))
+        return time.perf_counter() - started
+
+
+def _kept_bytes(config: RunConfig, method: Method, device: torch.device, count: int) -> int:
+    """What autograd keeps of a forward pass of `count` random pictures, weights aside.
+
+    Some is given up before that pass ends (`ops.local_backward`), so what lives then counts.
+    """
+    batch = _noise(method, count).to(str(device))
+    with torch.random.fork_rng(devices=[]), watching_kept(method.parameters()) as kept:
+        loss = _loss(config, method, batch)
+        found = kept.living() + kept.largest_block
+    del loss
+    return found
+
+
+def _loss(config: RunConfig, method: Method, batch: Batch) -> Tensor:
+    """The loss of a micro-batch at the start of the run, computed as the loop does."""
+    progress = Progress(0, 1, 1, config.seed, 0, len(batch.index))
+    checkpoints = checkpointing(config.runtime.activation_checkpointing)
+    with autocast(batch.index.device, config.runtime.precision), checkpoints:
+        loss: Tensor = method(batch, progress).loss
+    return loss
 
 
 def _noise(method: Method, count: int) -> Batch:

@@ -1,0 +1,153 @@
+"""Memory for time: what a backward pass needs is computed again instead of kept.
+
+`recomputed` does so for one tensor that an elementwise function or a norm gives back, always: it costs next to nothing.
+`checkpointed` does so for all that is inside a transformer block, where `checkpointing` asks for it: activation
+checkpointing, for one more forward pass of the blocks.
+
+Source: Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174; the work is torch's own checkpoint function's.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Block = Callable[[Tensor], Tensor]
+"""From a block's input to its output; parameters are the function's own affair."""
+
+
+class KeptBytes:
+    """Bytes that autograd keeps for a backward pass.
+
+    Args:
+        leaving_out: tensors that don't count, such as weights.
+
+    Attributes:
+        largest_block: bytes of the checkpointed block that keeps most while its backward pass runs.
+    """
+
+    def __init__(self, leaving_out: Iterable[Tensor]) -> None:
+        self._left_out = {tensor.untyped_storage().data_ptr() for tensor in leaving_out}
+        self._seen: list[weakref.ref[Tensor]] = []
+        self.largest_block = 0
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor for as long as it lives."""
+        self._seen.append(weakref.ref(tensor))
+
+    def living(self) -> int:
+        """Bytes of what was added and is still there; views of one memory count once."""
+        storages = [tensor.untyped_storage() for ref in self._seen if (tensor := ref()) is not None]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return sum(size for place, size in sizes.items() if place not in self._left_out)
+
+    def block(self, run: Block, tokens: Tensor) -> Tensor:
+        """Run a block that would keep its input alone, and note what its backward pass has to compute again."""
+        self.add(tokens)
+        inner = KeptBytes(())
+        inner._left_out = self._left_out | {tokens.untyped_storage().data_ptr()}
+        with _watched(inner):
+            out = _run_inside(run, tokens)
+        self.largest_block = max(self.largest_block, inner.living())
+        return out
+
+
+class _State(threading.local):
+    """Of one thread, because on an accelerator backward passes run in threads of their own.
+
+    Attributes:
+        checkpoints: whether blocks are to keep their input only.
+        inside: whether such a block is running.
+        watcher: who is told what is kept.
+    """
+
+    checkpoints = False
+    inside = False
+    watcher: KeptBytes | None = None
+
+
+_STATE = _State()
+
+
+@contextmanager
+def checkpointing(asked: bool) -> Iterator[None]:
+    """Within, `checkpointed` keeps the inputs of blocks only, if `asked` for."""
+    before, _STATE.checkpoints = _STATE.checkpoints, asked
+    try:
+        yield
+    finally:
+        _STATE.checkpoints = before
+
+
+def checkpointed(run: Block, tokens: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`run(tokens)`; within `checkpointing`, autograd keeps `tokens` only and runs it again in the backward pass.
+
+    Values and gradients are those of the plain call bit by bit, random numbers included.
+    """
+    if not (_STATE.checkpoints and torch.is_grad_enabled()):
+        return run(tokens)
+    if _STATE.watcher is not None:
+        return _STATE.watcher.block(run, tokens)
+    out: Tensor = checkpoint(_run_inside, run, tokens, use_reentrant=False)
+    return out
+
+
+def _run_inside(run: Block, tokens: Tensor) -> Tensor:
+    before, _STATE.inside = _STATE.inside, True
+    try:
+        return run(tokens)
+    finally:
+        _STATE.inside = before
+
+
+@contextmanager
+def recomputed(tensor: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
+    """Within, autograd doesn't keep `tensor` (nor a reshaped view of it) but calls `again` in the backward pass.
+
+    In a checkpointed block all is computed again anyway, so there it does nothing.
+    """
+    if _STATE.inside:
+        yield
+        return
+    memory = tensor.untyped_storage()._cdata
+    watcher = _STATE.watcher  # torch's own hooks don't reach into these.
+
+    def pack(kept: Tensor) -> Tensor | torch.Size:
+        if kept.untyped_storage()._cdata == memory:
+            return kept.shape
+        if watcher is not None:
+            watcher.add(kept)
+        return kept
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else again().reshape(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+@contextmanager
+def watching_kept(leaving_out: Iterable[Tensor] = ()) -> Iterator[KeptBytes]:
+    """Within, all that autograd keeps is counted. Checkpointed blocks run plainly and count as they would otherwise."""
+    kept = KeptBytes(leaving_out)
+    with _watched(kept):
+        yield kept
+
+
+@contextmanager
+def _watched(kept: KeptBytes) -> Iterator[None]:
+    def pack(tensor: Tensor) -> Tensor:
+        kept.add(tensor)
+        return tensor
+
+    before, _STATE.watcher = _STATE.watcher, kept
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+    finally:
+        _STATE.watcher = before
