@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import views
+from benchmarks.batches import case_batch, photographs
 from benchmarks.cases import CASES, Case, Contestant, chosen
 from benchmarks.clock import GEMM_FLOPS, gemm, in_fresh_process, interleaved, spread
 from benchmarks.flops import count_flops
-from benchmarks.ours import build, build_ours, photographs
+from benchmarks.ours import build, build_ours
 from halfseen.data.loader import Job, TrainingWorker
 from halfseen.data.sources import Source
 from halfseen.engine.config import available_cores, native_precision
@@ -89,7 +90,8 @@ def data_seconds(case: Case, source: Source, repetitions: int) -> tuple[float, f
 def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one case at one precision."""
     case, source = chosen(name, arguments.batch_size), photographs(folder)
-    contestants, formats = [build_ours(case, precision, source)], [precision]
+    checkpoints = arguments.activation_checkpointing
+    contestants, formats = [build_ours(case, precision, case_batch(case, source), checkpoints)], [precision]
     if case.peer and arguments.peers:
         from benchmarks.peers import build_peer
 
@@ -132,7 +134,8 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
             "ratio_spread": spread(ratios),
         }
     for who, its_format in zip(("ours", "peer"), formats, strict=False):
-        memory = in_fresh_process(name, who, its_format, str(case.batch_size), str(folder))
+        process = "checkpointed" if who == "ours" and checkpoints else who
+        memory = in_fresh_process(name, process, its_format, str(case.batch_size), str(folder))
         row |= {f"{who}_peak_gib": memory["peak"] / GIBIBYTE, f"{who}_imports_gib": memory["before"] / GIBIBYTE}
     if "peer_peak_gib" in row:
         own, theirs = (row[f"{who}_peak_gib"] - row[f"{who}_imports_gib"] for who in ("ours", "peer"))
@@ -184,6 +187,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--case", choices=CASES, action="append", help="only this case (may be repeated)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="only this precision")
     parser.add_argument("--batch-size", type=int, help="images per step, instead of each case's own number")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="ours keeps the inputs of blocks only")
     parser.add_argument("--repetitions", type=int, default=7, help="measured steps of each contestant (default 7)")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument("--no-views", dest="views", action="store_false", help="leave out the view pipelines")

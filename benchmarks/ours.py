@@ -1,8 +1,5 @@
 """A training step of this library on a fixed batch, with the parts that a run uses: method, autocast, optimiser."""
 
-from pathlib import Path
-
-import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -11,13 +8,12 @@ from benchmarks.cases import Case, Contestant
 from halfseen.backbones.build import build_encoder
 from halfseen.backbones.config import ModelConfig
 from halfseen.data.config import IMAGENET_MEAN, IMAGENET_STD
-from halfseen.data.loader import Job, TrainingWorker
-from halfseen.data.sources import Source, open_source
 from halfseen.engine.config import TrainConfig
 from halfseen.engine.optim import build_optimizer, clip_each_tensor, clip_gradients, parameter_groups
 from halfseen.methods.base import Method
 from halfseen.methods.table import MethodConfig, build_method
 from halfseen.ops.precision import autocast
+from halfseen.ops.recompute import checkpointing
 from halfseen.types import Batch, Progress
 
 TOTAL_STEPS = 100_000
@@ -32,27 +28,10 @@ def build(case: Case) -> Method:
     return build_method(config, encoder, case.image_size, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def photographs(folder: Path) -> Source:
-    """The generated photographs in a folder as a source."""
-    return open_source(str(folder))
-
-
-def load_batch(worker: TrainingWorker, count: int) -> Batch:
-    """The first `count` images as the loader would hand them over."""
-    stack = worker(Job(0, np.arange(count) % len(worker.source)))
-    return Batch(
-        views=tuple(torch.from_numpy(view) for view in stack.views),
-        index=torch.from_numpy(stack.indices),
-        labels=torch.from_numpy(stack.labels),
-        extras={name: torch.from_numpy(value) for name, value in stack.extras.items()},
-    )
-
-
-def build_ours(case: Case, precision: str, source: Source) -> Contestant:
-    """Our contestant of a case, ready to take steps."""
+def build_ours(case: Case, precision: str, batch: Batch, checkpoints: bool = False) -> Contestant:
+    """Our contestant of a case, ready to take steps; with `checkpoints`, blocks keep their inputs only."""
     torch.manual_seed(0)
     method = build(case).train()
-    batch = load_batch(TrainingWorker(source, method.view_plan(), seed=case.seed), case.batch_size)
     train = TrainConfig.model_validate(case.train)
     device = torch.device("cpu")
     groups = parameter_groups(method.named_parameters(), method.parameter_group, train.optimizer)
@@ -74,7 +53,7 @@ def build_ours(case: Case, precision: str, source: Source) -> Contestant:
         )
 
     def forward() -> Tensor:
-        with autocast(device, precision):
+        with autocast(device, precision), checkpointing(checkpoints):
             return method(batch, progress()).loss
 
     def backward(loss: Tensor) -> None:

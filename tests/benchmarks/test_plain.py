@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks.batches import load_batch, photographs
 from benchmarks.cases import CASES, Contestant
 from benchmarks.flops import count_flops
-from benchmarks.ours import build, load_batch, photographs
+from benchmarks.ours import build
 from benchmarks.plain import PlainIBOT, PlainMSN, Sizes, clip_one_by_one, follow, plain_hog_targets
 from benchmarks.views import write_photographs
 from torch import Tensor, nn
