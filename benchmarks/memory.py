@@ -48,11 +48,11 @@ def main() -> None:
     else:
         from benchmarks.ours import build_ours
 
+        before = resident_now()
         with tempfile.TemporaryDirectory() as place:
             file = str(Path(place) / "batch.npz")
             subprocess.run([sys.executable, "-m", "benchmarks.batches", name, batch_size, folder, file], check=True)
             batch = read_batch(Path(file))
-        before = resident_now()
         contestant = build_ours(case, precision, batch, checkpoints=who == "checkpointed")
     for _ in range(STEPS):
         contestant.step()

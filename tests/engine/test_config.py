@@ -117,6 +117,12 @@ def test_threads_are_the_cores_shared_by_the_processes(monkeypatch: pytest.Monke
     assert RuntimeConfig().threads == 1
 
 
+def test_activation_checkpointing_is_refused_where_torch_has_none() -> None:
+    with pytest.raises(ValidationError, match="activation_checkpointing: torch has it for cuda, mps and cpu, not for"):
+        RuntimeConfig(device="xla", activation_checkpointing=True)
+    assert RuntimeConfig(device="cpu", activation_checkpointing=True).activation_checkpointing
+
+
 def test_the_precision_follows_a_named_device() -> None:
     if not torch.cuda.is_available():
         assert RuntimeConfig(device="cuda").precision == "fp32"

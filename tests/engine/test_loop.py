@@ -17,7 +17,8 @@ from halfseen.engine.checkpoint import checkpoint_path, list_checkpoints, load_c
 from halfseen.engine.config import TrainConfig
 from halfseen.engine.health import Health, RunShape
 from halfseen.errors import ConfigError, TrainingError
-from halfseen.types import GroupKey, Progress
+from halfseen.ops.recompute import checkpointed
+from halfseen.types import Batch, GroupKey, Progress, StepOutput
 
 
 def lines(folder: Path) -> list[dict]:
@@ -181,6 +182,24 @@ def test_dropout_depends_on_the_step_not_on_the_global_state(tmp_path: Path) -> 
     second, _ = run(tmp_path / "b", settings(max_steps=3), method=methods[1])
     assert_bit_equal(weights(first), weights(second))
     assert torch.equal(before, after), "a run must leave the caller's random state alone"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_blocks_are_checkpointed_where_it_is_asked_for(tmp_path: Path, asked: bool) -> None:
+    class InBlocks(TinyMethod):
+        runs = 0
+
+        def forward(self, batch: Batch, progress: Progress) -> StepOutput:
+            pixels = batch.views[0].flatten(1).float() / 255
+            return StepOutput(checkpointed(self.block, pixels).square().mean(), {})
+
+        def block(self, pixels: Tensor) -> Tensor:
+            self.runs += 1
+            return self.out(self.dropout(torch.nn.functional.gelu(self.hidden(pixels))))
+
+    method = InBlocks()
+    run(tmp_path, settings(max_steps=3), method=method, checkpoints=asked)
+    assert method.runs == (6 if asked else 3)
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path: Path) -> None:

@@ -133,9 +133,9 @@ def settings(**changes: object) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def runtime(precision: str = "fp32") -> RuntimeConfig:
+def runtime(precision: str = "fp32", checkpoints: bool = False) -> RuntimeConfig:
     """One thread on the CPU."""
-    return RuntimeConfig(device="cpu", precision=precision, threads=1, workers=0)
+    return RuntimeConfig(device="cpu", precision=precision, threads=1, workers=0, activation_checkpointing=checkpoints)
 
 
 def loader_for(train: TrainConfig, num_images: int = 32, distributed: Distributed | None = None) -> TinyLoader:
@@ -155,6 +155,7 @@ def run(
     method: TinyMethod | None = None,
     num_images: int = 32,
     precision: str = "fp32",
+    checkpoints: bool = False,
     distributed: Distributed | None = None,
     resume_step: int = 0,
     loader: TinyLoader | None = None,
@@ -170,7 +171,7 @@ def run(
             method,
             loader or loader_for(train, num_images, distributed),
             train,
-            runtime(precision),
+            runtime(precision, checkpoints),
             seed=5,
             run_dir=folder,
             identity=IDENTITY,

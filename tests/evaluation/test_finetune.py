@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from evaluation.subjects import subject_of
 from halfseen.backbones.base import Encoder
@@ -95,6 +96,22 @@ def weights(folder: Path, stem: str = "classifier") -> dict[str, torch.Tensor]:
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_activation_checkpointing_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = 0
+
+    def counting(*args: object, **kwargs: object) -> object:
+        nonlocal runs
+        runs += 1
+        return checkpoint(*args, **kwargs)
+
+    monkeypatch.setattr("halfseen.ops.recompute.checkpoint", counting)
+    run(tmp_path / "plain", *EVERYTHING)
+    assert runs == 0
+    run(tmp_path / "saving", *EVERYTHING, "runtime.activation_checkpointing=true")
+    assert runs == 2 * 3 * 2  # Epochs, steps and blocks.
+    assert equal(weights(tmp_path / "plain"), weights(tmp_path / "saving"))
 
 
 def test_a_run_leaves_a_result_with_baselines_and_files_that_timm_loads(tmp_path: Path) -> None:

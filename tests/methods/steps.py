@@ -1,8 +1,11 @@
 """What the tests of methods share: batches of noise, where a run stands, and what every step must keep."""
 
+from collections import Counter
+
 import numpy as np
 import torch
 from timm.layers.mlp import Mlp
+from torch import nn
 
 from halfseen.methods.base import Method
 from halfseen.ops.recompute import checkpointing
@@ -60,31 +63,27 @@ def check_step(method: Method, batch: Batch) -> StepOutput:
 
 def check_checkpointing(method: Method, batch: Batch) -> None:
     """A step in training mode, stochastic depth included: checkpointed blocks run twice and change no bit."""
-    runs = 0
-
-    def count(*_: object) -> None:
-        nonlocal runs
-        runs += 1
-
-    layers = [module.fc1 for module in method.modules() if isinstance(module, Mlp)]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
+    runs: Counter[nn.Module] = Counter()
+    layers = [module.fc1 for module in method.encoders()["student"].modules() if isinstance(module, Mlp)]
+    hooks = [layer.register_forward_hook(lambda layer, *_: runs.update([layer])) for layer in layers]
     found: list[list[torch.Tensor]] = []
-    counts = []
+    counts: list[list[int]] = []
     for asked in (False, True):
         method.train().zero_grad(set_to_none=True)
         before = {key: value.clone() for key, value in method.state_dict().items()}
-        runs = 0
+        runs.clear()
         torch.manual_seed(7)
         with torch.autocast("cpu", dtype=torch.bfloat16), checkpointing(asked):
             out = method(batch, progress())
         out.loss.backward()
         gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
         found.append([out.loss.detach(), *gradients, *out.metrics.values(), *method.state_dict().values()])
-        counts.append(runs)
+        counts.append([runs[layer] for layer in layers])
         method.load_state_dict(before)
     for hook in hooks:
         hook.remove()
-    assert counts[1] > counts[0] > 0
+    assert min(counts[0]) > 0
+    assert counts[1] == [2 * times for times in counts[0]]
     assert len(found[0]) == len(found[1]) > 20
     for plain, ours in zip(*found, strict=True):
         assert torch.equal(plain, ours)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from halfseen.ops.flops import count_flops
-from halfseen.ops.recompute import checkpointed, checkpointing, recomputed, watching_kept
+from halfseen.ops.recompute import checkpointed, checkpointing, recomputed, replaying, watching_kept
 
 ROWS, WIDTH, HIDDEN = 5, 8, 64
 
@@ -100,12 +101,33 @@ def test_kept_bytes_are_counted_for_blocks_too(blocks: nn.ModuleList, asked: boo
     if asked:
         assert kept.living() == row * WIDTH * 4  # Each input, and what is squared in the end.
         assert kept.largest_block == inner + row * HIDDEN
+        # Nothing of a block stays while the next ones are counted.
+        assert not any(ref() is not None for block in blocks for ref in block.inside)
     else:
         assert (kept.living(), kept.largest_block) == (row * WIDTH * 4 + 3 * inner, 0)
     loss.backward()
     del loss
     gc.collect()
     assert kept.living() == row * WIDTH  # The input lives on.
+
+
+def test_random_numbers_of_a_device_that_torch_forgets_are_drawn_again(blocks: nn.ModuleList) -> None:
+    def gradient(replayed: bool) -> Tensor:
+        x = torch.ones(ROWS, WIDTH, requires_grad=True)
+        torch.manual_seed(1)
+        contexts = {"context_fn": replaying(torch)} if replayed else {}
+        out = checkpoint(blocks[0], x, use_reentrant=False, preserve_rng_state=False, **contexts)
+        torch.rand(3)
+        state = torch.get_rng_state()
+        out.sum().backward()
+        assert torch.equal(torch.get_rng_state(), state) == replayed
+        return x.grad
+
+    x = torch.ones(ROWS, WIDTH, requires_grad=True)
+    torch.manual_seed(1)
+    blocks[0](x).sum().backward()
+    assert torch.equal(gradient(replayed=True), x.grad)
+    assert not torch.equal(gradient(replayed=False), x.grad)
 
 
 def test_the_switch_is_of_one_thread_and_of_one_context(blocks: nn.ModuleList) -> None:

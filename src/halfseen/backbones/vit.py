@@ -1,6 +1,7 @@
 """The plain vision transformer: timm's VisionTransformer behind the masked forward."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from halfseen.backbones.masked import check_hiding, check_layers, check_selected
 from halfseen.ops.layer_decay import vit_freezing_unit
 from halfseen.ops.patches import patch_grid, whole_patches
 from halfseen.ops.positions import PositionRule, resize_positions, sincos_positions
+from halfseen.ops.recompute import checkpointed
 
 
 class ViTEncoder(Encoder):
@@ -118,11 +120,13 @@ class ViTEncoder(Encoder):
         for number, block in enumerate(before, start=1):
             with self.gradient(number):
                 tokens = run_block(block, tokens)
+        # Checkpointed here, not in `run_block_for`: other views follow before the backward pass, unlike in a decoder.
         if selected is None:
-            row = run_block_for(last, tokens, slice(0, 1))[:, 0]
+            row = checkpointed(partial(run_block_for, last, wanted=slice(0, 1)), tokens)[:, 0]
             return Selected(self.trunk.norm(row), row.new_zeros(0, self.embed_dim))
         check_selected(selected)
-        rows = run_block_selected(last, tokens, self.num_prefix_tokens, selected)
+        run = partial(run_block_selected, last, num_prefix_tokens=self.num_prefix_tokens, selected=selected)
+        rows = checkpointed(run, tokens)
         summary, patches = self.trunk.norm(rows).tensor_split([len(tokens)])
         return Selected(summary, patches)
 

@@ -9,13 +9,14 @@ Source: Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174; the wor
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 Block = Callable[[Tensor], Tensor]
 """From a block's input to its output; parameters are the function's own affair."""
@@ -25,14 +26,14 @@ class KeptBytes:
     """Bytes that autograd keeps for a backward pass.
 
     Args:
-        leaving_out: tensors that don't count, such as weights.
+        left_out: addresses of memory that doesn't count, such as that of weights.
 
     Attributes:
-        largest_block: bytes of the checkpointed block that keeps most while its backward pass runs.
+        largest_block: bytes that the greediest of the checkpointed blocks computes again.
     """
 
-    def __init__(self, leaving_out: Iterable[Tensor]) -> None:
-        self._left_out = {tensor.untyped_storage().data_ptr() for tensor in leaving_out}
+    def __init__(self, left_out: Set[int] = frozenset()) -> None:
+        self._left_out = left_out
         self._seen: list[weakref.ref[Tensor]] = []
         self.largest_block = 0
 
@@ -46,15 +47,14 @@ class KeptBytes:
         sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
         return sum(size for place, size in sizes.items() if place not in self._left_out)
 
-    def block(self, run: Block, tokens: Tensor) -> Tensor:
-        """Run a block that would keep its input alone, and note what its backward pass has to compute again."""
+    def try_block(self, run: Block, tokens: Tensor) -> None:
+        """Count a checkpointed block: its input, and apart from that what is inside, by running it for nothing."""
         self.add(tokens)
-        inner = KeptBytes(())
-        inner._left_out = self._left_out | {tokens.untyped_storage().data_ptr()}
-        with _watched(inner):
-            out = _run_inside(run, tokens)
-        self.largest_block = max(self.largest_block, inner.living())
-        return out
+        inside = KeptBytes(self._left_out | {_address(tokens)})
+        with _watched(inside):
+            out = _run_inside(run, tokens.detach().requires_grad_())
+            self.largest_block = max(self.largest_block, inside.living())
+        del out  # Lived until here, and with it what is inside.
 
 
 class _State(threading.local):
@@ -87,14 +87,49 @@ def checkpointing(asked: bool) -> Iterator[None]:
 def checkpointed(run: Block, tokens: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """`run(tokens)`; within `checkpointing`, autograd keeps `tokens` only and runs it again in the backward pass.
 
-    Values and gradients are those of the plain call bit by bit, random numbers included.
+    Values and gradients are those of the plain call bit by bit, random numbers included. `run` must change nothing
+    outside (as the statistics of a batch norm), for it would do so twice.
     """
     if not (_STATE.checkpoints and torch.is_grad_enabled()):
         return run(tokens)
     if _STATE.watcher is not None:
-        return _STATE.watcher.block(run, tokens)
-    out: Tensor = checkpoint(_run_inside, run, tokens, use_reentrant=False)
+        _STATE.watcher.try_block(run, tokens)
+    contexts = replaying(torch.mps) if tokens.device.type == "mps" else noop_context_fn
+    out: Tensor = checkpoint(_run_inside, run, tokens, use_reentrant=False, context_fn=contexts)
     return out
+
+
+class Randomness(Protocol):
+    """The random state of a device; `torch.mps` and `torch` itself are such."""
+
+    def get_rng_state(self) -> Tensor:
+        """A copy of the state."""
+
+    def set_rng_state(self, new_state: Tensor) -> None:
+        """Go on from a state."""
+
+
+def replaying(device: Randomness) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """For `checkpoint`: the second run draws the numbers of the first, and the rest of the program notices nothing.
+
+    torch sees to this on CPUs and CUDA devices itself, and not on Apple's.
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        begun = device.get_rng_state()
+
+        @contextmanager
+        def again() -> Iterator[None]:
+            now = device.get_rng_state()
+            device.set_rng_state(begun)
+            try:
+                yield
+            finally:
+                device.set_rng_state(now)
+
+        return nullcontext(), again()
+
+    return contexts
 
 
 def _run_inside(run: Block, tokens: Tensor) -> Tensor:
@@ -133,10 +168,14 @@ def recomputed(tensor: Tensor, again: Callable[[], Tensor]) -> Iterator[None]:
 
 @contextmanager
 def watching_kept(leaving_out: Iterable[Tensor] = ()) -> Iterator[KeptBytes]:
-    """Within, all that autograd keeps is counted. Checkpointed blocks run plainly and count as they would otherwise."""
-    kept = KeptBytes(leaving_out)
+    """Within, all that autograd keeps is counted, tensors in `leaving_out` aside."""
+    kept = KeptBytes({_address(tensor) for tensor in leaving_out})
     with _watched(kept):
         yield kept
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 @contextmanager
