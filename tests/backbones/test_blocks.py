@@ -189,6 +189,11 @@ def test_attention_on_the_way_equals_the_whole_matrix(family: str, drop: bool) -
         assert not torch.allclose(rows[0], rows[1], atol=1e-3)
         torch.testing.assert_close(means[0].sum(-1), torch.ones(3, T))
         torch.testing.assert_close(rows[0].mean(1), means[0][:, 0])
+        either = encoder(
+            images, visible_ids=ids, attention_layers=(last, 1, last), attention_rows=("class", "class", "head_mean")
+        ).attention
+        for found, expected in zip(either, (*rows, means[0]), strict=True):
+            assert torch.equal(found, expected)
         if not drop:
             for index, layer in enumerate((last, 1)):
                 matrix = encoder.attention(images, layer)
@@ -237,6 +242,8 @@ def test_attention_that_does_not_exist_is_refused() -> None:
     for layer in (0, 4):
         with pytest.raises(ConfigError, match=rf"attention_layers: got \[{layer}\], this encoder has blocks 1 to 3"):
             encoder_of("vit")(pictures(), attention_layers=(layer,))
+    with pytest.raises(ConfigError, match="attention_rows: got 2 for 1 blocks"):
+        encoder_of("vit")(pictures(), attention_layers=(1,), attention_rows=("class", "head_mean"))
     with pytest.raises(ConfigError, match="blocks 1 to 3"):
         encoder_of("vit").attention(pictures(), 0)
 

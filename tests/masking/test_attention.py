@@ -78,17 +78,15 @@ def test_leaky_sums_run_over_earlier_images() -> None:
     rows = attention_maps(1, 4, 2, 5)[0, :, :, 0]
     clean = AttentionMask(score="log")
     leaky = AttentionMask(score="log", leaky_batch_accumulation=True)
-    own, summed = (attention_scores(mask, {6: rows}, "class", 4, depth=6) for mask in (clean, leaky))
+    own, summed = (attention_scores(mask, {6: rows}, 4, depth=6) for mask in (clean, leaky))
     torch.testing.assert_close(summed, own.cumsum(0))
-    assert torch.equal(own[2:], attention_scores(clean, {6: rows[2:]}, "class", 4, depth=6))
+    assert torch.equal(own[2:], attention_scores(clean, {6: rows[2:]}, 4, depth=6))
 
 
-def test_raw_scores_come_from_either_kind_of_rows() -> None:
+def test_raw_scores_are_the_mean_over_the_heads() -> None:
     maps = attention_maps(1, 2, 3, 5)[0]
-    mask = AttentionMask(layer=2)
-    per_head = attention_scores(mask, {2: maps[:, :, 0]}, "class", 4, depth=6)
-    mean = attention_scores(mask, {2: maps.mean(1)}, "head_mean", 4, depth=6)
-    torch.testing.assert_close(per_head, mean)
+    found = attention_scores(AttentionMask(layer=2), {2: maps[:, :, 0]}, 4, depth=6)
+    torch.testing.assert_close(found, maps[:, :, 0, 1:].mean(1))
 
 
 @given(N=st.integers(1, 30), count=st.integers(0, 30), lowest=st.booleans(), seed=st.integers(0, 99))

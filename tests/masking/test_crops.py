@@ -43,7 +43,7 @@ def masks_of(config: object, num_crops: int = 2, has_class_token: bool = True) -
 def attention_for(masks: CropMasks, rows: int = ROWS) -> list[Tensor]:
     """Class rows for all crops, different for every block."""
     generator = torch.Generator().manual_seed(0)
-    assert masks.need is not None and masks.need.rows == "class"
+    assert masks.need is not None and set(masks.need.rows) == {"class"}
     return [torch.rand(len(masks.crops) * rows, 2, 17, generator=generator) for _ in masks.need.layers]
 
 
@@ -94,7 +94,7 @@ def test_a_single_mask_equals_the_same_one_for_each_crop() -> None:
 
 def test_each_crop_looks_at_its_own_block() -> None:
     masks = masks_of((AttentionMask(**SURE), AttentionMask(layer=2, **SURE)))
-    assert masks.need == AttentionNeed((2, 6), "class")
+    assert masks.need == AttentionNeed((2, 6), ("class", "class"))
     second, last = attention_for(masks)
     mask = masks.draw((second, last), {}, PROGRESS)
     scores = torch.cat([last[:ROWS], second[ROWS:]])[..., 1:].mean(1)
@@ -152,11 +152,29 @@ def test_mixtures_with_attention_hide_by_attention_where_it_was_chosen() -> None
 def test_what_masks_need_of_the_teacher() -> None:
     rollout = AttentionMask(score="rollout", rollout="last")
     assert attention_need(BlockMask(), 12) is None and not needs_attention((BlockMask(), RANDOM))
-    assert attention_need(AttentionMask(), 12) == AttentionNeed((12,), "class")
-    assert attention_need((rollout, AttentionMask(layer=3)), 12) == AttentionNeed((3, 9, 10, 11, 12), "head_mean")
+    assert attention_need(AttentionMask(), 12) == AttentionNeed((12,), ("class",))
+    assert attention_need(rollout, 12) == AttentionNeed((9, 10, 11, 12), ("head_mean",) * 4)
     assert needs_attention(mixture((0.5, BlockMask()), (0.5, rollout)))
-    with pytest.raises(ConfigError, match=r"method\.mask: got masks with score=rollout beside score=log"):
-        attention_need((rollout, AttentionMask(score="log")), 12)
+    both = attention_need((rollout, AttentionMask(score="log"), AttentionMask(layer=3), AttentionMask()), 12)
+    assert both == AttentionNeed((3, 9, 10, 11, 12, 12), ("class", *("head_mean",) * 3, "class", "head_mean"))
+
+
+def test_crops_may_have_scores_of_either_kind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.rand(DEPTH, 2 * ROWS, 2, 17, 17, generator=generator).softmax(dim=-1)
+    rollout, logarithm = AttentionMask(score="rollout", **SURE), AttentionMask(score="log", **SURE)
+
+    def draw(*config: AttentionMask) -> Tensor:
+        masks = masks_of(config)
+        looks = {"class": matrices[:, :, :, 0], "head_mean": matrices.mean(2)}
+        attention = [looks[rows][layer - 1] for layer, rows in zip(*masks.need, strict=True)]
+        return masks.draw(attention, {}, PROGRESS)
+
+    mixed = draw(rollout, logarithm)
+    assert torch.equal(mixed[:ROWS], draw(rollout, rollout)[:ROWS])
+    assert torch.equal(mixed[ROWS:], draw(logarithm, logarithm)[ROWS:])
+    assert not torch.equal(mixed, draw(rollout, rollout))
+    assert not torch.equal(mixed, draw(logarithm, logarithm))
 
 
 def test_samples_are_what_the_loader_draws() -> None:

@@ -41,6 +41,7 @@ CASES: dict[str, dict[str, object]] = {
     "layers by crop": {"mask": [HIGH, HIGH | {"layer": 1}]},
     "blocks and attention by crop": {"mask": [BLOCKS, HIGH | {"score": "power"}]},
     "rollout": {"mask": ROLLOUT},
+    "rollout and logarithm by crop": {"mask": [ROLLOUT, HIGH | {"score": "log"}]},
     "a mixture": {
         "mask": {"kind": "mixture", "parts": [{"probability": 0.5, "mask": BLOCKS}, {"probability": 0.5, "mask": HIGH}]}
     },

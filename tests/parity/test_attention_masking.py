@@ -62,8 +62,8 @@ class ThesisCase:
         self.settings = settings | {"leaky_batch_accumulation": method in ("log_raw", "power")}
         self.mask = self.with_settings()
         need = self.crops(self.mask, self.mask).need
-        rows = [every[layer - 1] for layer in need.layers]
-        self.attention = [row.mean(1) if need.rows == "head_mean" else row[:, :, 0] for row in rows]
+        looks = [(every[layer - 1], rows) for layer, rows in zip(*need, strict=True)]
+        self.attention = [each.mean(1) if rows == "head_mean" else each[:, :, 0] for each, rows in looks]
         self.need = need
 
     def with_settings(self, **changed: object) -> AttentionMask:
@@ -76,7 +76,7 @@ class ThesisCase:
 
     def scores(self, mask: AttentionMask, images: slice, last_descends: bool) -> Tensor:
         maps = {layer: rows[images] for layer, rows in zip(self.need.layers, self.attention, strict=True)}
-        return attention_scores(mask, maps, self.need.rows, self.side**2, self.depth, last_descends)
+        return attention_scores(mask, maps, self.side**2, self.depth, last_descends)
 
     def masks(self, crops: CropMasks) -> np.ndarray:
         """Masks as training draws them: bool [2, B, side, side]."""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ E = TypeVar("E", bound="Encoder")
 
 AttentionRows = Literal["class", "head_mean"]
 """Attention of the class token to all tokens, head by head; or of all tokens to all tokens, averaged over the heads."""
+WantedRows: TypeAlias = AttentionRows | tuple[AttentionRows, ...]
+"""Of all blocks whose attention is wanted, or one for each; a block may then be named once for either kind."""
 
 
 class Tokens(NamedTuple):
@@ -172,7 +174,7 @@ class Encoder(nn.Module, ABC):
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
         attention_layers: Sequence[int] = (),
-        attention_rows: AttentionRows = "class",
+        attention_rows: WantedRows = "class",
     ) -> Features:
         """Encode images with hidden patches: replaced by a token, dropped, or none hidden.
 
@@ -183,7 +185,8 @@ class Encoder(nn.Module, ABC):
             visible_ids: int64 [B, N_vis]; only these patches enter the blocks, in this order. Excludes `mask`.
             layers: 1-based block numbers whose raw outputs are wanted (0 = after patch embedding and positions).
             attention_layers: 1-based block numbers whose attention is wanted.
-            attention_rows: of which tokens, see `Features.attention`.
+            attention_rows: of which tokens, see `Features.attention`; one word for all, or one for each of
+                `attention_layers`, where a block may stand twice.
         Raises:
             ShapeError: image sides that the backbone can't cut into patches.
             ConfigError: a block that isn't there, or attention that this backbone doesn't have.

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from timm.models.beit import Beit
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features
+from halfseen.backbones.base import BlockView, Encoder, Features, WantedRows
 from halfseen.backbones.blocks import (
     Biases,
     attention_matrix,
@@ -70,7 +70,7 @@ class BeitEncoder(Encoder):
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
         attention_layers: Sequence[int] = (),
-        attention_rows: AttentionRows = "class",
+        attention_rows: WantedRows = "class",
     ) -> Features:
         check_layers(layers, self.num_layers)
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)

@@ -19,7 +19,7 @@ from timm.models import beit
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, BlockView, Features, Tokens
+from halfseen.backbones.base import AttentionRows, BlockView, Features, Tokens, WantedRows
 from halfseen.errors import ConfigError
 from halfseen.ops.recompute import checkpointed, recomputed
 
@@ -64,18 +64,21 @@ def run_transformer(
     *,
     layers: Sequence[int] = (),
     attention_layers: Sequence[int] = (),
-    attention_rows: AttentionRows = "class",
+    attention_rows: WantedRows = "class",
     bias: Biases = no_bias,
     gradient: Gradient = as_around,
 ) -> Features:
     """Embedded tokens through blocks and final norm; also what was asked for of single blocks (1-based)."""
     kept = {0: tokens} if 0 in layers else {}
-    seen: dict[int, Tensor] = {}
+    asked = tuple(zip(attention_layers, _each(attention_rows, attention_layers), strict=True))
+    seen: dict[tuple[int, AttentionRows], Tensor] = {}
     for number, block in enumerate(blocks, start=1):
         with gradient(number):
             if number in attention_layers:
                 heads, own = _normed_heads(block, tokens), bias(block)
-                seen[number] = look(heads, block.attn.scale, attention_rows, own)
+                for layer, rows in set(asked):
+                    if layer == number:
+                        seen[layer, rows] = look(heads, block.attn.scale, rows, own)
                 tokens = _finish(block, tokens, heads, own)
             else:
                 tokens = run_block(block, tokens, bias)
@@ -83,7 +86,7 @@ def run_transformer(
             kept[number] = tokens
     final = split_tokens(norm(tokens), num_prefix_tokens, grid)
     raw = tuple(split_tokens(kept[layer], num_prefix_tokens, grid) for layer in layers)
-    return Features(final.prefix, final.patches, grid, raw, tuple(seen[layer] for layer in attention_layers))
+    return Features(final.prefix, final.patches, grid, raw, tuple(seen[each] for each in asked))
 
 
 def view_blocks(
@@ -284,21 +287,32 @@ def split_tokens(tokens: Float[Tensor, "B T D"], num_prefix_tokens: int, grid: t
 
 
 def check_attention(
-    attention_layers: Sequence[int], attention_rows: AttentionRows, num_layers: int, has_class_token: bool
+    attention_layers: Sequence[int], attention_rows: WantedRows, num_layers: int, has_class_token: bool
 ) -> None:
     """See that the attention that is asked for exists.
 
     Raises:
-        ConfigError: a block number outside 1 .. num_layers, or a class token's row where there is no class token.
+        ConfigError: a block number outside 1 .. num_layers, a class token's row where there is no class token, or kinds
+            of rows that aren't one for each block.
     """
+    kinds = _each(attention_rows, attention_layers)
+    if len(kinds) != len(attention_layers):
+        raise ConfigError(
+            f"attention_rows: got {len(kinds)} for {len(attention_layers)} blocks. Give one for all, or one for each."
+        )
     wrong = [layer for layer in attention_layers if not 1 <= layer <= num_layers]
     if wrong:
         raise ConfigError(f"attention_layers: got {wrong}, this encoder has blocks 1 to {num_layers}.")
-    if attention_layers and attention_rows == "class" and not has_class_token:
+    if "class" in kinds and not has_class_token:
         raise ConfigError(
             "attention_rows: got 'class', but this encoder has no class token. Ask for 'head_mean', or for a model "
             "with model.class_token=true."
         )
+
+
+def _each(rows: WantedRows, layers: Sequence[int]) -> tuple[AttentionRows, ...]:
+    """The rows wanted of each block."""
+    return rows if isinstance(rows, tuple) else (rows,) * len(layers)
 
 
 def _normed_heads(block: AnyBlock, tokens: Tensor) -> Heads:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features, Tokens
+from halfseen.backbones.base import BlockView, Encoder, Features, Tokens, WantedRows
 from halfseen.backbones.blocks import normed, run_mlp
 from halfseen.backbones.masked import check_hiding, check_layers, project_patches, replace_hidden
 from halfseen.errors import ConfigError, ShapeError
@@ -69,7 +69,7 @@ class SwinEncoder(Encoder):
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
         attention_layers: Sequence[int] = (),
-        attention_rows: AttentionRows = "class",
+        attention_rows: WantedRows = "class",
     ) -> Features:
         check_hiding(mask, mask_token, visible_ids)
         check_layers(layers, self.num_layers)

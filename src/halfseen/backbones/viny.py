@@ -9,7 +9,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features
+from halfseen.backbones.base import BlockView, Encoder, Features, WantedRows
 from halfseen.backbones.blocks import attention_matrix, check_attention, run_transformer, view_blocks
 from halfseen.backbones.masked import check_hiding, check_layers, cut_patches, replace_hidden
 from halfseen.ops.layer_decay import vit_freezing_unit
@@ -133,7 +133,7 @@ class ViNyEncoder(Encoder):
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
         attention_layers: Sequence[int] = (),
-        attention_rows: AttentionRows = "class",
+        attention_rows: WantedRows = "class",
     ) -> Features:
         check_layers(layers, self.num_layers)
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from halfseen.backbones.base import AttentionRows, BlockView, Encoder, Features, Selected, Tokens
+from halfseen.backbones.base import BlockView, Encoder, Features, Selected, Tokens, WantedRows
 from halfseen.backbones.blocks import (
     attention_matrix,
     check_attention,
@@ -82,7 +82,7 @@ class ViTEncoder(Encoder):
         visible_ids: Tensor | None = None,
         layers: Sequence[int] = (),
         attention_layers: Sequence[int] = (),
-        attention_rows: AttentionRows = "class",
+        attention_rows: WantedRows = "class",
     ) -> Features:
         check_layers(layers, self.num_layers)
         check_attention(attention_layers, attention_rows, self.num_layers, self.has_class_token)

@@ -115,7 +115,7 @@ class AttentionMask(BaseModel):
 
     @property
     def rows(self) -> AttentionRows:
-        """The rows of attention that the score needs at least."""
+        """The rows of attention that the score needs: the class token's of each head, or all as a mean of heads."""
         return "head_mean" if self.score == "rollout" else "class"
 
     def blocks(self, depth: int, last_descends: bool = False) -> tuple[int, ...]:
@@ -220,7 +220,6 @@ def rollout_scores(matrices: Sequence[Float[Tensor, "B T T"]], num_patches: int)
 def attention_scores(
     config: AttentionMask,
     attention: Mapping[int, Float[Tensor, "B heads T"] | Float[Tensor, "B T T"]],
-    rows: AttentionRows,
     num_patches: int,
     depth: int,
     last_descends: bool = False,
@@ -229,8 +228,7 @@ def attention_scores(
 
     Args:
         config: which score.
-        attention: by block number, float32.
-        rows: what the maps are: "class" = the class token's row of each head, "head_mean" = all rows, mean of heads.
+        attention: by block number, float32; the rows that the score needs, see `AttentionMask.rows`.
         num_patches: N.
         depth: blocks of the encoder.
         last_descends: see `rollout_blocks`.
@@ -238,8 +236,7 @@ def attention_scores(
     maps = [attention[block] for block in config.blocks(depth, last_descends)]
     if config.score == "rollout":
         return rollout_scores(maps, num_patches)
-    per_head = maps[0] if rows == "class" else maps[0][:, :1]
-    scores = head_scores(per_head, num_patches, config.score, config.power)
+    scores = head_scores(maps[0], num_patches, config.score, config.power)
     return scores.cumsum(dim=0) if config.leaky_batch_accumulation else scores
 
 

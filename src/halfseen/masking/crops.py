@@ -92,15 +92,15 @@ MaskSetting = Annotated[
 
 
 class AttentionNeed(NamedTuple):
-    """What masks must know of the teacher: arguments of `Encoder.forward`.
+    """What masks must know of the teacher: arguments of `Encoder.forward`, one of each kind for each map.
 
     Attributes:
-        layers: block numbers from 1, ascending.
+        layers: block numbers from 1, ascending; a block of which both kinds of rows are needed stands twice.
         rows: the class token's row of each head, or all rows as a mean over the heads.
     """
 
     layers: tuple[int, ...]
-    rows: AttentionRows
+    rows: tuple[AttentionRows, ...]
 
 
 def needs_attention(config: MaskConfig | tuple[MaskConfig, ...]) -> bool:
@@ -108,25 +108,13 @@ def needs_attention(config: MaskConfig | tuple[MaskConfig, ...]) -> bool:
     return bool(_attention_masks(config))
 
 
-def attention_need(
-    config: MaskConfig | tuple[MaskConfig, ...], depth: int, key: str = "method.mask"
-) -> AttentionNeed | None:
-    """The attention that masks ask of an encoder with `depth` blocks; None if they need none.
-
-    Raises:
-        ConfigError: scores that need each head together with scores that need all rows.
-    """
+def attention_need(config: MaskConfig | tuple[MaskConfig, ...], depth: int) -> AttentionNeed | None:
+    """The attention that masks ask of an encoder with `depth` blocks; None if they need none."""
     masks = _attention_masks(config)
     if not masks:
         return None
-    rows: AttentionRows = "head_mean" if any(mask.rows == "head_mean" for mask in masks) else "class"
-    per_head = sorted({mask.score for mask in masks} & {"log", "power"})
-    if rows == "head_mean" and per_head:
-        raise ConfigError(
-            f"{key}: got masks with score=rollout beside score={per_head[0]}; one pass of the teacher gives either the "
-            "mean over the heads or each head. Combine rollout with raw, or log with power."
-        )
-    return AttentionNeed(tuple(sorted({block for mask in masks for block in mask.blocks(depth)})), rows)
+    layers, rows = zip(*sorted({(block, mask.rows) for mask in masks for block in mask.blocks(depth)}), strict=True)
+    return AttentionNeed(layers, rows)
 
 
 def _attention_masks(config: MaskConfig | tuple[MaskConfig, ...]) -> list[AttentionMask]:
@@ -238,7 +226,7 @@ class CropMasks:
                     mask.check(self.num_patches, depth, own_key)
                 else:
                     check_hides(mask.pred_ratio, mask.pred_ratio_var, self.num_patches, own_key)
-        self.need = attention_need(config, depth, key)
+        self.need = attention_need(config, depth)
         in_loader = any(not isinstance(crop, AttentionMask) for crop in self.crops)
         self.extras = LoaderMasks(self.crops, grid) if in_loader else None
         spans = [range(crop, crop + 1) for crop in range(num_crops)] if self._per_crop else [range(num_crops)]
@@ -315,5 +303,6 @@ class CropMasks:
     def _scores(self, made: _StepMask, attention: Sequence[Tensor], last_descends: bool) -> Tensor:
         assert self.need is not None
         span = made.span(len(attention[0]) // len(self.crops))
-        maps = {block: each[span] for block, each in zip(self.need.layers, attention, strict=True)}
-        return attention_scores(made.config, maps, self.need.rows, self.num_patches, self._depth, last_descends)
+        needed = zip(*self.need, attention, strict=True)
+        maps = {block: each[span] for block, rows, each in needed if rows == made.config.rows}
+        return attention_scores(made.config, maps, self.num_patches, self._depth, last_descends)

@@ -175,7 +175,7 @@ class Guide(nn.Module):
         found = self.encoder(seen, attention_layers=blocks, attention_rows=self.mask.rows)
         num_patches = found.grid[0] * found.grid[1]
         maps = dict(zip(blocks, found.attention, strict=True))
-        scores = attention_scores(self.mask, maps, self.mask.rows, num_patches, depth)
+        scores = attention_scores(self.mask, maps, num_patches, depth)
         if self.cell_patches > 1:
             scores = nn.functional.avg_pool2d(scores.reshape(B, *found.grid), self.cell_patches).flatten(1)
         if self.config.select == "low":
