@@ -90,8 +90,8 @@ def data_seconds(case: Case, source: Source, repetitions: int) -> tuple[float, f
 def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All numbers of one case at one precision."""
     case, source = chosen(name, arguments.batch_size), photographs(folder)
-    checkpoints = arguments.activation_checkpointing
-    contestants, formats = [build_ours(case, precision, case_batch(case, source), checkpoints)], [precision]
+    checkpoints, batch = arguments.activation_checkpointing, case_batch(case, source)
+    contestants, formats = [build_ours(case, precision, batch, checkpoints)], [precision]
     if case.peer and arguments.peers:
         from benchmarks.peers import build_peer
 
@@ -99,10 +99,11 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
         contestants.append(build_peer(case, formats[1]))
     flops = [count_flops(contestant) for contestant in contestants]
     timed = [Timed(contestant) for contestant in contestants]
+    keeping = [build_ours(case, precision, batch).step] if checkpoints else []
     products: dict[str, Callable[[], object]] = {each: gemm(each) for each in formats}
-    times = interleaved([*products.values(), *timed], arguments.repetitions)
+    times = interleaved([*products.values(), *timed, *keeping], arguments.repetitions)
     peaks = {each: GEMM_FLOPS / min(seconds) for each, seconds in zip(products, times, strict=False)}
-    seconds = times[len(products) :]
+    seconds = times[len(products) : len(products) + len(timed)]
     step = statistics.median(seconds[0])
     data, augment = data_seconds(case, source, arguments.repetitions)
     phases = Phases(data, augment, *(timed[0].median(phase) / case.batch_size for phase in timed[0].seconds))
@@ -119,6 +120,9 @@ def measure(name: str, precision: str, folder: Path, arguments: argparse.Namespa
         "seconds_per_image": phases._asdict(),
         "shares": phases.shares(),
     }
+    if checkpoints:
+        longer = [ours / plain for ours, plain in zip(seconds[0], times[-1], strict=True)]
+        row |= {"checkpointing_time": statistics.median(longer), "checkpointing_spread": spread(longer)}
     if case.peer and len(contestants) == 2:
         ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
         their_step, their_peak = statistics.median(seconds[1]), peaks[formats[1]]
@@ -152,6 +156,8 @@ def line(row: dict[str, Any]) -> str:
         f"{row['gemm_share']:6.0%} of {row['gemm_flops'] / 1e9:3.0f} GFLOP/s  {row['shares']}"
         f"{row['ours_peak_gib']:7.2f} GiB"
     )
+    if "checkpointing_time" in row:
+        text += f" | {row['checkpointing_time']:.2f}x the time of a step that keeps all (±{row['checkpointing_spread']:.0%})"
     if "ratio" in row:
         text += (
             f" | {row['peer']}: {row['peer_images_per_second']:.2f} /s, "
@@ -187,7 +193,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--case", choices=CASES, action="append", help="only this case (may be repeated)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), action="append", help="only this precision")
     parser.add_argument("--batch-size", type=int, help="images per step, instead of each case's own number")
-    parser.add_argument("--activation-checkpointing", action="store_true", help="ours keeps the inputs of blocks only")
+    parser.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="ours keeps the inputs of blocks only, beside a step that keeps all",
+    )
     parser.add_argument("--repetitions", type=int, default=7, help="measured steps of each contestant (default 7)")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument("--no-views", dest="views", action="store_false", help="leave out the view pipelines")

@@ -164,12 +164,20 @@ def test_crops_may_have_scores_of_either_kind() -> None:
     matrices = torch.rand(DEPTH, 2 * ROWS, 2, 17, 17, generator=generator).softmax(dim=-1)
     rollout, logarithm = AttentionMask(score="rollout", **SURE), AttentionMask(score="log", **SURE)
 
+    def attention_of(masks: CropMasks) -> list[Tensor]:
+        looks = {"class": matrices[:, :, :, 0], "head_mean": matrices.mean(2)}
+        return [looks[rows][layer - 1] for layer, rows in zip(*masks.need, strict=True)]
+
     def draw(*config: AttentionMask) -> Tensor:
         masks = masks_of(config)
-        looks = {"class": matrices[:, :, :, 0], "head_mean": matrices.mean(2)}
-        attention = [looks[rows][layer - 1] for layer, rows in zip(*masks.need, strict=True)]
-        return masks.draw(attention, {}, PROGRESS)
+        return masks.draw(attention_of(masks), {}, PROGRESS)
 
+    def pairs(*config: AttentionMask) -> Tensor:
+        masks = masks_of(config)
+        return masks.pair_scores(attention_of(masks))
+
+    scores = pairs(rollout, logarithm)
+    assert torch.equal(scores, torch.cat([pairs(rollout, rollout)[:ROWS], pairs(logarithm, logarithm)[ROWS:]]))
     mixed = draw(rollout, logarithm)
     assert torch.equal(mixed[:ROWS], draw(rollout, rollout)[:ROWS])
     assert torch.equal(mixed[ROWS:], draw(logarithm, logarithm)[ROWS:])

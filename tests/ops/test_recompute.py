@@ -119,8 +119,13 @@ def test_random_numbers_of_a_device_that_torch_forgets_are_drawn_again(blocks: n
         out = checkpoint(blocks[0], x, use_reentrant=False, preserve_rng_state=False, **contexts)
         torch.rand(3)
         state = torch.get_rng_state()
-        out.sum().backward()
+        out.sum().backward(retain_graph=replayed)
         assert torch.equal(torch.get_rng_state(), state) == replayed
+        if replayed:
+            once = x.grad.clone()
+            out.sum().backward()
+            assert torch.equal(x.grad, 2 * once)
+            return once
         return x.grad
 
     x = torch.ones(ROWS, WIDTH, requires_grad=True)

@@ -189,7 +189,8 @@ class Encoder(nn.Module, ABC):
                 `attention_layers`, where a block may stand twice.
         Raises:
             ShapeError: image sides that the backbone can't cut into patches.
-            ConfigError: a block that isn't there, or attention that this backbone doesn't have.
+            ConfigError: a block that isn't there, attention that this backbone doesn't have, or kinds of rows that are
+                neither one nor one for each block.
         """
 
     @abstractmethod

@@ -312,7 +312,7 @@ def check_attention(
 
 def _each(rows: WantedRows, layers: Sequence[int]) -> tuple[AttentionRows, ...]:
     """The rows wanted of each block."""
-    return rows if isinstance(rows, tuple) else (rows,) * len(layers)
+    return (rows,) * len(layers) if isinstance(rows, str) else tuple(rows)
 
 
 def _normed_heads(block: AnyBlock, tokens: Tensor) -> Heads:

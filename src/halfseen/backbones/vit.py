@@ -120,7 +120,7 @@ class ViTEncoder(Encoder):
         for number, block in enumerate(before, start=1):
             with self.gradient(number):
                 tokens = run_block(block, tokens)
-        # Checkpointed here, not in `run_block_for`: other views follow before the backward pass, unlike in a decoder.
+        # Not in `run_block_for`, with which decoders end too: there the loss comes next, here other views do.
         if selected is None:
             row = checkpointed(partial(run_block_for, last, wanted=slice(0, 1)), tokens)[:, 0]
             return Selected(self.trunk.norm(row), row.new_zeros(0, self.embed_dim))

@@ -92,7 +92,7 @@ MaskSetting = Annotated[
 
 
 class AttentionNeed(NamedTuple):
-    """What masks must know of the teacher: arguments of `Encoder.forward`, one of each kind for each map.
+    """What masks must know of the teacher: arguments of `Encoder.forward`, a block and its rows for each map.
 
     Attributes:
         layers: block numbers from 1, ascending; a block of which both kinds of rows are needed stands twice.

@@ -109,27 +109,30 @@ class Randomness(Protocol):
         """Go on from a state."""
 
 
+class Replay:
+    """A context in which a device draws the numbers that it draws from now on; outside, nothing of it is noticed.
+
+    It may be entered again and again.
+    """
+
+    def __init__(self, device: Randomness) -> None:
+        self._device = device
+        self._begun = self._before = device.get_rng_state()
+
+    def __enter__(self) -> None:
+        self._before = self._device.get_rng_state()
+        self._device.set_rng_state(self._begun)
+
+    def __exit__(self, *_: object) -> None:
+        self._device.set_rng_state(self._before)
+
+
 def replaying(device: Randomness) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """For `checkpoint`: the second run draws the numbers of the first, and the rest of the program notices nothing.
+    """For `checkpoint`: contexts of the first run and of the others, which draw the numbers of the first.
 
     torch sees to this on CPUs and CUDA devices itself, and not on Apple's.
     """
-
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        begun = device.get_rng_state()
-
-        @contextmanager
-        def again() -> Iterator[None]:
-            now = device.get_rng_state()
-            device.set_rng_state(begun)
-            try:
-                yield
-            finally:
-                device.set_rng_state(now)
-
-        return nullcontext(), again()
-
-    return contexts
+    return lambda: (nullcontext(), Replay(device))
 
 
 def _run_inside(run: Block, tokens: Tensor) -> Tensor:
