@@ -432,6 +432,11 @@ def test_a_folder_without_the_right_to_write(kit: Kit, capsys: pytest.CaptureFix
     refused(kit.arrange("--dst", kit.folder / "closed"), "can't be written to", capsys)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this system has no /proc")
+def test_a_folder_that_is_on_no_disk(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(kit.arrange("--dst", "/proc/images", "--mode", "copy"), "'/proc' can't be written to", capsys)
+
+
 def test_a_disk_that_fills_up_in_the_middle(kit: Kit, capsys: pytest.CaptureFixture[str]) -> None:
     """A limit on the size of files fails like a full disk: after some bytes of a file have been written."""
     resource = pytest.importorskip("resource")

@@ -99,9 +99,10 @@ def check_room(dst: Path, needed: int) -> None:
     there = _existing(dst)
     if not there.is_dir():
         raise DataError(f"--dst: '{there}' is a file, a folder is expected. Name another folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
+    disk = shutil.disk_usage(there)
+    if not os.access(there, os.W_OK | os.X_OK) or disk.total == 0:  # A system's own folders are on no disk.
         raise DataError(f"--dst: '{there}' can't be written to. Name a writable folder, or get the right to write.")
-    free = shutil.disk_usage(there).free
+    free = disk.free
     if needed > free:
         raise DataError(
             f"--dst: {needed / 1e9:.2f} GB have to be written to '{dst}', but only {free / 1e9:.2f} GB are free there. "
