@@ -13,7 +13,7 @@ from halfseen.engine.optim import build_optimizer, clip_each_tensor, clip_gradie
 from halfseen.methods.base import Method
 from halfseen.methods.table import MethodConfig, build_method
 from halfseen.ops.precision import autocast
-from halfseen.ops.recompute import checkpointing
+from halfseen.ops.recompute import activation_checkpointing
 from halfseen.types import Batch, Progress
 
 TOTAL_STEPS = 100_000
@@ -53,7 +53,7 @@ def build_ours(case: Case, precision: str, batch: Batch, checkpoints: bool = Fal
         )
 
     def forward() -> Tensor:
-        with autocast(device, precision), checkpointing(checkpoints):
+        with autocast(device, precision), activation_checkpointing(checkpoints):
             return method(batch, progress()).loss
 
     def backward(loss: Tensor) -> None:

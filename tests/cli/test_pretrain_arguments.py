@@ -198,14 +198,17 @@ def test_of_several_processes_only_the_first_speaks_of_the_settings(
     assert capsys.readouterr().err == ""
 
 
-def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
-    tmp_path: Path,
-    make_images: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def beside_photos(tmp_path: Path, make_images: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a folder `photos` in it."""
     make_images(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
+    beside_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = ["data.image_size=28", "model.patch_size=7", "model.depth=1", "model.embed_dim=32", "model.num_heads=2"]
     tiny += ["train.batch_size=4", "train.epochs=2"]
     assert run(["pretrain", "photos", "--recipe", "mae_small", *tiny, "runtime.threads=1", "--dry-run"]) == 0
@@ -217,17 +220,12 @@ def test_a_dry_run_tells_settings_and_cost_and_writes_nothing(
     hidden, distance = re.search(r"masks +hide (\d+)% of the pixels, on average ([\d.]+) px .*AvgDist", text).groups()
     assert int(hidden) == 50
     assert 1 < float(distance) < 7
-    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    assert [path.name for path in beside_photos.iterdir()] == ["photos"]
 
 
 def test_a_dry_run_tells_what_activation_checkpointing_saves(
-    tmp_path: Path,
-    make_images: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    beside_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_images(tmp_path / "photos")
-    monkeypatch.chdir(tmp_path)
     tiny = ["data.image_size=28", "model.patch_size=4", "model.depth=8", "model.embed_dim=32", "model.num_heads=2"]
     tiny += ["train.batch_size=4", "train.epochs=2", "runtime.threads=1", "--dry-run"]
     found = []
@@ -240,13 +238,8 @@ def test_a_dry_run_tells_what_activation_checkpointing_saves(
 
 
 def test_a_dry_run_tells_when_what_freezes_and_what_that_saves(
-    tmp_path: Path,
-    make_images: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    beside_photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    make_images(tmp_path / "photos")
-    monkeypatch.chdir(tmp_path)
     tiny = ["data.image_size=32", "model.patch_size=8", "model.depth=7", "model.embed_dim=32", "model.num_heads=2"]
     tiny += ["train.batch_size=4", "train.epochs=10", "train.freeze.t0=0.5", "train.freeze.scale=linear"]
     tiny += ["method.scales=[4,2,1,0.5]", "method.taps=[2,4,5,7]", "runtime.threads=1"]

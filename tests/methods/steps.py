@@ -8,7 +8,7 @@ from timm.layers.mlp import Mlp
 from torch import nn
 
 from halfseen.methods.base import Method
-from halfseen.ops.recompute import checkpointing
+from halfseen.ops.recompute import activation_checkpointing
 from halfseen.types import Batch, Progress, StepOutput
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -73,7 +73,7 @@ def check_checkpointing(method: Method, batch: Batch) -> None:
         before = {key: value.clone() for key, value in method.state_dict().items()}
         runs.clear()
         torch.manual_seed(7)
-        with torch.autocast("cpu", dtype=torch.bfloat16), checkpointing(asked):
+        with torch.autocast("cpu", dtype=torch.bfloat16), activation_checkpointing(asked):
             out = method(batch, progress())
         out.loss.backward()
         gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]

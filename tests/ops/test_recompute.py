@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from halfseen.ops.flops import count_flops
-from halfseen.ops.recompute import checkpointed, checkpointing, recomputed, replaying, watching_kept
+from halfseen.ops.recompute import activation_checkpointing, checkpointed, recomputed, replaying, watching_kept
 
 ROWS, WIDTH, HIDDEN = 5, 8, 64
 
@@ -41,7 +41,7 @@ def blocks() -> nn.ModuleList:
 
 def forward(blocks: nn.ModuleList, x: Tensor, asked: bool) -> Tensor:
     torch.manual_seed(1)
-    with checkpointing(asked):
+    with activation_checkpointing(asked):
         for block in blocks:
             x = checkpointed(block, x)
     return x.square().mean()
@@ -146,14 +146,14 @@ def test_the_switch_is_of_one_thread_and_of_one_context(blocks: nn.ModuleList) -
         return checkpointed(blocks[0], torch.randn(ROWS, WIDTH)).sum()
 
     found: list[int] = []
-    with checkpointing(True):
+    with activation_checkpointing(True):
         thread = threading.Thread(target=lambda: found.append(runs(plain)))
         thread.start()
         thread.join()
-        with checkpointing(False):
+        with activation_checkpointing(False):
             found.append(runs(plain))
         found.append(runs(plain))
-    with pytest.raises(ZeroDivisionError), checkpointing(True):
+    with pytest.raises(ZeroDivisionError), activation_checkpointing(True):
         raise ZeroDivisionError
     found.append(runs(plain))
     assert found == [2, 2, 4, 2]

@@ -76,9 +76,8 @@ def run_transformer(
         with gradient(number):
             if number in attention_layers:
                 heads, own = _normed_heads(block, tokens), bias(block)
-                for layer, rows in set(asked):
-                    if layer == number:
-                        seen[layer, rows] = look(heads, block.attn.scale, rows, own)
+                for rows in {rows for layer, rows in asked if layer == number}:
+                    seen[number, rows] = look(heads, block.attn.scale, rows, own)
                 tokens = _finish(block, tokens, heads, own)
             else:
                 tokens = run_block(block, tokens, bias)

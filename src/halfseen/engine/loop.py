@@ -51,7 +51,7 @@ from halfseen.ops.effective_rank import feature_std, rankme
 from halfseen.ops.modes import keeping_modes
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import stream_seed
-from halfseen.ops.recompute import checkpointing
+from halfseen.ops.recompute import activation_checkpointing
 from halfseen.types import Batch, GroupKey, Progress, StepOutput
 
 
@@ -315,8 +315,8 @@ class Trainer:
             weight = train.loss_weight(row, rows, global_rows) * self.distributed.world_size
             _seed(self.device, stream_seed(self.seed, "model", step, self.distributed.rank, number))
             with self._gradients_travel(number == len(micro_batches) - 1):
-                checkpoints = checkpointing(self.runtime.activation_checkpointing)
-                with autocast(self.device, self.runtime.precision), checkpoints:
+                blocks = activation_checkpointing(self.runtime.activation_checkpointing)
+                with autocast(self.device, self.runtime.precision), blocks:
                     output: StepOutput = self.module(batch.to(str(self.device)), progress)
                 self.scaler.scale(output.loss * weight).backward()  # type: ignore[no-untyped-call]
             if train.clip_each_micro_batch and train.clip_norm is not None:

@@ -1,8 +1,8 @@
 """Memory for time: what a backward pass needs is computed again instead of kept.
 
 `recomputed` does so for one tensor that an elementwise function or a norm gives back, always: it costs next to nothing.
-`checkpointed` does so for all that is inside a transformer block, where `checkpointing` asks for it: activation
-checkpointing, for one more forward pass of the blocks.
+`checkpointed` does so for all that is inside a transformer block, where `activation_checkpointing` asks for it, and
+costs one more forward pass of the blocks.
 
 Source: Training Deep Nets with Sublinear Memory Cost, arXiv 1604.06174; the work is torch's own checkpoint function's.
 """
@@ -75,7 +75,7 @@ _STATE = _State()
 
 
 @contextmanager
-def checkpointing(asked: bool) -> Iterator[None]:
+def activation_checkpointing(asked: bool) -> Iterator[None]:
     """Within, `checkpointed` keeps the inputs of blocks only, if `asked` for."""
     before, _STATE.checkpoints = _STATE.checkpoints, asked
     try:
@@ -85,7 +85,7 @@ def checkpointing(asked: bool) -> Iterator[None]:
 
 
 def checkpointed(run: Block, tokens: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`run(tokens)`; within `checkpointing`, autograd keeps `tokens` only and runs it again in the backward pass.
+    """`run(tokens)`; within `activation_checkpointing`, autograd keeps `tokens` only and runs it again.
 
     Values and gradients are those of the plain call bit by bit, random numbers included. `run` must change nothing
     outside (as the statistics of a batch norm), for it would do so twice.

@@ -20,7 +20,7 @@ from halfseen.ops.freezing import Stage
 from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
-from halfseen.ops.recompute import checkpointing, watching_kept
+from halfseen.ops.recompute import activation_checkpointing, watching_kept
 from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig
 from halfseen.types import Batch, Progress
@@ -242,7 +242,7 @@ def _seconds(config: RunConfig, method: Method, device: torch.device, count: int
     with torch.random.fork_rng(devices=[]):
         started = time.perf_counter()
         loss = _loss(config, method, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         loss.item()  # Waits for the device.
         return time.perf_counter() - started
 
@@ -263,8 +263,8 @@ def _kept_bytes(config: RunConfig, method: Method, device: torch.device, count: 
 def _loss(config: RunConfig, method: Method, batch: Batch) -> Tensor:
     """The loss of a micro-batch at the start of the run, computed as the loop does."""
     progress = Progress(0, 1, 1, config.seed, 0, len(batch.index))
-    checkpoints = checkpointing(config.runtime.activation_checkpointing)
-    with autocast(batch.index.device, config.runtime.precision), checkpoints:
+    blocks = activation_checkpointing(config.runtime.activation_checkpointing)
+    with autocast(batch.index.device, config.runtime.precision), blocks:
         loss: Tensor = method(batch, progress).loss
     return loss
 
