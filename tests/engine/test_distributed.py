@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from halfseen.errors import ConfigError
 from processes import run_two, start_two
 
 pytestmark = pytest.mark.processes
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """However the processes end, what they kept in the temporary folder is gone."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield
+    assert [path for path in folder.iterdir() if not path.name.startswith("torchinductor_")] == []  # torch's own cache.
 
 
 def start(action: str, folder: Path) -> "subprocess.Popen[str]":

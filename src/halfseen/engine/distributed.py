@@ -183,26 +183,27 @@ def launch(devices: int, argv: Sequence[str], module: str = "halfseen.cli.main")
     """
     if devices < 1:
         raise ConfigError(f"--devices: got {devices}, expected a number of processes of at least 1.")
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of find_unused_parameters, which `wrap` explains.
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        rdzv_configs={"timeout": 900},
-        max_restarts=0,
-        monitor_interval=0.1,
-        local_addr="localhost",
-    )
     with tempfile.TemporaryDirectory(prefix="halfseen-launch-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=devices,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            rdzv_configs={"timeout": 900},
+            max_restarts=0,
+            monitor_interval=0.1,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),  # Its own choice is a temporary folder that stays.
+            local_addr="localhost",
+        )
         os.environ[LAUNCH_DIR] = folder
         try:
             elastic_launch(config, sys.executable)("-m", module, *argv)
