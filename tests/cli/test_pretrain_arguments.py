@@ -281,3 +281,14 @@ def test_a_dry_run_refuses_a_split_that_training_would_refuse(capsys: pytest.Cap
     words = ["pretrain", "bundled:fashion", "--recipe", "msn_small", "train.micro_batch_size=8", "runtime.threads=1"]
     assert run([*words, "--dry-run"]) == 2
     assert "train.micro_batch_size: got 8, but this method's loss is a statistic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], []])
+def test_an_image_left_over_that_has_no_batch_statistics_is_said_at_the_start(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["pretrain", "bundled:fashion", "--recipe", "msn_small", "data.subset_size=65", "train.batch_size=64"]
+    assert run([*words, "train.drop_last=false", "runtime.threads=1", *flags]) == 2
+    assert capsys.readouterr().err.startswith("train.batch_size: a step of 1 image, but batch norm")
+    assert list(tmp_path.iterdir()) == []

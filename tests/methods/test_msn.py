@@ -393,7 +393,7 @@ def test_sizes_that_do_not_fit_are_refused(settings: dict[str, object], sentence
 def test_a_single_image_has_no_batch_statistics() -> None:
     method = build()
     one = rows_of(make_batch(method), slice(0, 1))
-    with pytest.raises(ConfigError, match=r"train\.batch_size: a batch of 1 image.*method\.use_bn=false"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size: a step of 1 image.*method\.use_bn=false"):
         method(one, progress())
     assert torch.isfinite(build(use_bn=False)(one, progress()).loss)
 

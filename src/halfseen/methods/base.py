@@ -95,6 +95,14 @@ class Method(nn.Module, ABC):
     def parameter_group(self, name: str, parameter: nn.Parameter) -> GroupKey:
         """Weight decay and lr scale of a parameter, by its name within this module."""
 
+    def check_batch(self, num_images: int) -> None:
+        """See that a step of so many images, those of all processes, has a loss.
+
+        Raises:
+            ConfigError: images are compared, and there are too few.
+        """
+        return None
+
     def freezing_unit(self, name: str) -> int:
         """The unit with which progressive freezing stops a parameter, by its name within this module.
 

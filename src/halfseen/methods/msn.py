@@ -224,6 +224,16 @@ class MSN(Method):
             ids = per_view.argsort(dim=1)[:, : self.num_kept]
         return ids.to(views[0].device, non_blocking=True)
 
+    def check_batch(self, num_images: int) -> None:
+        """Raises:
+        ConfigError: a single image, where there is batch norm.
+        """
+        if self.config.use_bn and num_images == 1:
+            raise ConfigError(
+                "train.batch_size: a step of 1 image, but batch norm compares images. Take at least 2, leave out what "
+                "an epoch has left over (train.drop_last=true), or set method.use_bn=false."
+            )
+
     def compare(
         self,
         target: Float[Tensor, "B 3 R R"],
@@ -237,11 +247,7 @@ class MSN(Method):
             ConfigError: a single image, where there is batch norm.
         """
         config = self.config
-        if config.use_bn and len(target) * process_count() == 1:
-            raise ConfigError(
-                "train.batch_size: a batch of 1 image, but batch norm compares images. Take at least 2, or set "
-                "method.use_bn=false."
-            )
+        self.check_batch(len(target) * process_count())
         z = self.represent_anchors(anchors, kept).float()  # [V B, d]
         with torch.no_grad():
             whole = whole_patches(target, self.teacher.patch_size)

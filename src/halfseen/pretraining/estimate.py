@@ -21,7 +21,7 @@ from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
 from halfseen.ops.recompute import activation_checkpointing, watching_kept
-from halfseen.pretraining.build import prepare_method
+from halfseen.pretraining.build import check_batches, prepare_method
 from halfseen.pretraining.config import RunConfig
 from halfseen.types import Batch, Progress
 
@@ -130,6 +130,7 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     torch.set_num_threads(config.runtime.threads)
     method = prepare_method(config)
     check_split(method, split)
+    check_batches(method, config, len(source))
     trial = _try_out(config, method, split.micro_batch_size)
     learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
     parameters = sum(parameter.numel() for parameter in learned)
