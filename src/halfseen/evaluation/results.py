@@ -78,6 +78,10 @@ class EvaluateConfig(BaseModel):
     analyze_images: int = Field(64, ge=1, description="Most images that are analysed at the end of a run.")
 
 
+OF_A_RUN = frozenset({"online_every_epochs", "online_max_train", "online_max_test", "analyze", "analyze_images"})
+"""Settings of `EvaluateConfig` that say what is done in a run, and nothing about a measurement."""
+
+
 def feature_kind(word: str) -> FeatureKind:
     """The choice of features that a word names.
 
