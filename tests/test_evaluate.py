@@ -86,7 +86,7 @@ def test_faults_are_sentences(encoder: str, photos: str) -> None:
         halfseen.evaluate.cluster(encoder)
     with pytest.raises(DataError, match="k=50 was given, but only 35"):
         halfseen.evaluate.knn(encoder, photos, overrides=["k=[50]"])
-    with pytest.raises(ConfigError, match=r"^analyze: says what is done in a run"):
+    with pytest.raises(ConfigError, match=r"^analyze: unknown key"):
         halfseen.evaluate.knn(encoder, photos, overrides=["analyze=full"])
     with pytest.raises(ConfigError, match="Did you mean 'epochs'"):
         halfseen.evaluate.linear(encoder, photos, overrides=["epocs=3"])

@@ -29,7 +29,7 @@ from halfseen.evaluation.linear.config import LinearConfig, linear_protocol_sett
 from halfseen.evaluation.linear.protocol import linear_protocol
 from halfseen.evaluation.low_shot.config import LogisticConfig
 from halfseen.evaluation.low_shot.protocol import logistic_protocol
-from halfseen.evaluation.results import OF_A_RUN, EvaluateConfig, Result
+from halfseen.evaluation.results import KNNConfig, Result
 from halfseen.evaluation.segmentation.config import SegmentationConfig, segmentation_settings
 from halfseen.evaluation.segmentation.protocol import segmentation_protocol
 from halfseen.evaluation.statements import Split
@@ -71,9 +71,8 @@ def knn(
 
     Args:
         encoder, train, test: as above; the images of `train` vote.
-        overrides: settings of `EvaluateConfig`, but those of a run (online_*, analyze*); all images are used unless
-            max_train and max_test limit them. A k that is named here must not be larger than the number of voters;
-            others are left out then.
+        overrides: settings of `KNNConfig`; all images are used unless max_train and max_test limit them. A k that is
+            named here must not be larger than the number of voters; others are left out then.
         role: "student" or "teacher", of a run that has both.
         image_size: side of the images in pixels; None = the encoder's.
         seed: draws subsets, and the random baseline of an encoder that isn't a run's.
@@ -84,13 +83,10 @@ def knn(
     Raises:
         HalfseenError: a sentence on what does not fit, for instance images without labels.
     """
-    named = {parse_override(word).dotted for word in overrides}
-    if idle := sorted(named & OF_A_RUN):
-        raise ConfigError(f"{idle[0]}: says what is done in a run; a measurement has no use for it. Leave it out.")
     run = find_run(str(encoder))
-    base = EvaluateConfig.model_validate({}) if run is None else run.config.evaluate
-    layer = Layer("the run", {**base.model_dump(mode="json"), "max_train": None, "max_test": None})
-    config = load_config(EvaluateConfig, [layer], list(overrides)).config
+    own = {} if run is None else run.config.evaluate.model_dump(mode="json", include=set(KNNConfig.model_fields))
+    layer = Layer("the run", {**own, "max_train": None, "max_test": None})
+    config = load_config(KNNConfig, [layer], list(overrides)).config
     voters = _own_or(train, run, "train")
     _, subject = _open(encoder, run, role, image_size, seed, device, precision, workers, pretrained)
     return knn_protocol(
@@ -99,7 +95,7 @@ def knn(
         open_test(test if test is not None else voters, voters, run),
         config,
         seed=seed,
-        strict_k="k" in named,
+        strict_k=any(parse_override(word).dotted == "k" for word in overrides),
         on_progress=on_progress,
     )
 

@@ -53,11 +53,11 @@ def command(
 
     from halfseen.backbones.weights import load_encoder
     from halfseen.evaluation.features import EncoderFeatures, extract_features
-    from halfseen.evaluation.results import EvaluateConfig, feature_kind
+    from halfseen.evaluation.results import KNNConfig, feature_kind
 
     if out.suffix == ".parquet":
         _need_parquet()
-    settings = EvaluateConfig.model_validate({}) if run is None else run.config.evaluate
+    settings = KNNConfig.model_validate({}) if run is None else run.config.evaluate
     loaded = load_encoder(encoder, role, image_size=image_size, pretrained=pretrained)
     images = open_images(data, "test" if split == "test" else whole_or_split(data, "train"), run)
     extractor = EncoderFeatures(

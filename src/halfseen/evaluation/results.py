@@ -15,14 +15,11 @@ from halfseen.errors import ConfigError
 FeatureKind = Literal["cls", "mean", "cls+mean", "cls-before-norm", "mean-before-norm", "mean-plain-norm"]
 
 
-class EvaluateConfig(BaseModel):
-    """What is measured on the frozen encoder at the end of a run: k-NN, and a look from within."""
+class KNNConfig(BaseModel):
+    """Weighted k-NN on the features of a frozen encoder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    knn: bool = Field(
-        True, description="Run weighted k-NN at the end of the run, where the data has labels (true/false)."
-    )
     k: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (10, 20, 100, 200),
         min_length=1,
@@ -58,6 +55,14 @@ class EvaluateConfig(BaseModel):
         "1 keeps the whole short side (right for images that are small already).",
     )
     batch_size: int = Field(128, ge=1, description="Images per forward pass of the frozen encoder.")
+
+
+class EvaluateConfig(KNNConfig):
+    """What a run measures on its encoder, meanwhile and at its end: k-NN, and a look from within."""
+
+    knn: bool = Field(
+        True, description="Run weighted k-NN at the end of the run, where the data has labels (true/false)."
+    )
     online_every_epochs: float | None = Field(
         None,
         gt=0,
@@ -76,10 +81,6 @@ class EvaluateConfig(BaseModel):
         "(no noise, t-SNE or figures), full (everything) or none.",
     )
     analyze_images: int = Field(64, ge=1, description="Most images that are analysed at the end of a run.")
-
-
-OF_A_RUN = frozenset({"online_every_epochs", "online_max_train", "online_max_test", "analyze", "analyze_images"})
-"""Settings of `EvaluateConfig` that say what is done in a run, and nothing about a measurement."""
 
 
 def feature_kind(word: str) -> FeatureKind:

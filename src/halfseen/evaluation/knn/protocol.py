@@ -21,7 +21,7 @@ from halfseen.evaluation.features import (
 )
 from halfseen.evaluation.knn.votes import KnnScore, check_vote, weighted_knn
 from halfseen.evaluation.metrics import wilson_interval
-from halfseen.evaluation.results import EvaluateConfig, Result
+from halfseen.evaluation.results import KNNConfig, Result
 from halfseen.evaluation.statements import (
     Split,
     class_names_of,
@@ -41,7 +41,7 @@ def knn_protocol(
     subject: Subject,
     train: Split,
     test: Split | None,
-    config: EvaluateConfig,
+    config: KNNConfig,
     *,
     seed: int = 0,
     strict_k: bool = False,
