@@ -31,6 +31,8 @@ def test_an_epoch_sees_each_image_at_most_once(
     assert set(seen.tolist()) <= set(range(num_images))
     assert len(seen) == (num_images // batch_size * batch_size if drop_last else num_images)
     assert seen.dtype == np.int64
+    steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+    assert sampler.smallest_batch == min(len(sampler.indices(step)) for step in steps)
 
 
 @given(

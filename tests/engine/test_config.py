@@ -73,9 +73,6 @@ def test_a_step_is_shared_by_processes_and_micro_batches() -> None:
     assert train.split(1) == (64, 8, 8)
     assert train.split(4) == (16, 8, 2)
     assert TrainConfig(batch_size=64).split(2) == (32, 32, 1)
-    assert TrainConfig(batch_size=64, drop_last=False).batch_sizes(130) == (64, 2)
-    assert TrainConfig(batch_size=64, drop_last=False).batch_sizes(128) == (64,)
-    assert TrainConfig(batch_size=64).batch_sizes(130) == (64,)
     with pytest.raises(ConfigError, match=r"train\.micro_batch_size: got 8.*Try 4"):
         train.split(16)
 

@@ -51,6 +51,11 @@ class StepSampler:
         self.steps_per_epoch = num_images // batch_size + (1 if last and not drop_last else 0)
         self._permutation: tuple[int, np.ndarray] | None = None
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of an epoch's last step, over all processes; no other has fewer."""
+        return self._global_size(self.steps_per_epoch - 1)
+
     def epoch(self, step: int) -> int:
         """Number of the pass over the data that `step` belongs to, from 0."""
         return step // self.steps_per_epoch

@@ -405,11 +405,6 @@ class TrainConfig(BaseModel):
         weight = (rows - late) / self.batch_size
         return weight + (late / (batch_rows - whole) / self.unscaled_accumulation if late else 0.0)
 
-    def batch_sizes(self, num_images: int) -> tuple[int, ...]:
-        """Images of a step over all processes: of a whole one and, where an epoch ends with fewer, of its last one."""
-        left = num_images % self.batch_size
-        return (self.batch_size,) if self.drop_last or left == 0 else (self.batch_size, left)
-
     def rows_per_process(self, num_images: int, steps_per_epoch: int, processes: int) -> int:
         """Images that one of `processes` sees in an epoch of a source of `num_images`."""
         rows = steps_per_epoch * self.batch_size if self.drop_last else num_images

@@ -45,16 +45,6 @@ def prepare_method(config: RunConfig, weights: bool = True) -> Method:
     return method
 
 
-def check_batches(method: Method, config: RunConfig, num_images: int) -> None:
-    """See that each step of an epoch over `num_images` has a loss, the last one too.
-
-    Raises:
-        ConfigError: a step of too few images.
-    """
-    for size in config.train.batch_sizes(num_images):
-        method.check_batch(size)
-
-
 def untrained_method(config: RunConfig) -> Method:
     """A run's method as it begins, but by another seed: no file is needed for it.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from halfseen.data.loader import stack_images
 from halfseen.data.sampler import StepSampler
-from halfseen.data.sources import Source, open_source
+from halfseen.data.sources import open_source
 from halfseen.engine.freezing import Freezer
 from halfseen.engine.loop import check_split
 from halfseen.engine.optim import LearningRate
@@ -21,7 +21,7 @@ from halfseen.ops.mask_distance import average_distance
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
 from halfseen.ops.recompute import activation_checkpointing, watching_kept
-from halfseen.pretraining.build import check_batches, prepare_method
+from halfseen.pretraining.build import prepare_method
 from halfseen.pretraining.config import RunConfig
 from halfseen.types import Batch, Progress
 
@@ -126,11 +126,12 @@ def estimate(config: RunConfig, processes: int = 1) -> Estimate:
     """
     source = open_source(config.data.source, "train", config=config.data)
     split = config.train.split(processes)
-    steps_per_epoch = _steps_per_epoch(config, source)
+    sampler = StepSampler(len(source), config.train.batch_size, config.seed, drop_last=config.train.drop_last)
+    steps_per_epoch = sampler.steps_per_epoch
     torch.set_num_threads(config.runtime.threads)
     method = prepare_method(config)
     check_split(method, split)
-    check_batches(method, config, len(source))
+    method.check_batch(sampler.smallest_batch)
     trial = _try_out(config, method, split.micro_batch_size)
     learned = [parameter for parameter in method.parameters() if parameter.requires_grad]
     parameters = sum(parameter.numel() for parameter in learned)
@@ -200,11 +201,6 @@ def _describe_stages(found: Estimate) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _steps_per_epoch(config: RunConfig, source: Source) -> int:
-    train = config.train
-    return StepSampler(len(source), train.batch_size, config.seed, drop_last=train.drop_last).steps_per_epoch
-
-
 def _try_out(config: RunConfig, method: Method, micro_batch_size: int) -> Trial:
     """A few passes forward and backward; the first, on two images, says how many the measured ones can take."""
     device = open_device(config.runtime.device)
@@ -264,8 +260,8 @@ def _kept_bytes(config: RunConfig, method: Method, device: torch.device, count: 
 def _loss(config: RunConfig, method: Method, batch: Batch) -> Tensor:
     """The loss of a micro-batch at the start of the run, computed as the loop does."""
     progress = Progress(0, 1, 1, config.seed, 0, len(batch.index))
-    blocks = activation_checkpointing(config.runtime.activation_checkpointing)
-    with autocast(batch.index.device, config.runtime.precision), blocks:
+    runtime = config.runtime
+    with autocast(batch.index.device, runtime.precision), activation_checkpointing(runtime.activation_checkpointing):
         loss: Tensor = method(batch, progress).loss
     return loss
 

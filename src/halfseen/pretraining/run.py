@@ -36,7 +36,7 @@ from halfseen.methods.table import METHODS
 from halfseen.ops.pixels import normalise
 from halfseen.ops.precision import autocast
 from halfseen.ops.randomness import numpy_generator
-from halfseen.pretraining.build import check_batches, identity_of, keep_guide, prepare_method
+from halfseen.pretraining.build import identity_of, keep_guide, prepare_method
 from halfseen.pretraining.config import RunConfig, load_run_config
 from halfseen.pretraining.defaults import settings_for
 from halfseen.pretraining.folder import read_config, write_config
@@ -142,8 +142,8 @@ def run(loaded: Loaded[RunConfig], *, resume: bool = False, command: Sequence[st
         require_same(world, "data", source.fingerprint())
         start = _starting_point(Path(str(config.run_dir)), config) if resume else None
         method = prepare_method(config, weights=start is None)
-        check_batches(method, config, len(source))
         loader = open_loader(config, method, source, world)
+        method.check_batch(loader.sampler.smallest_batch)
         bad = precheck(source, config.data) if world.is_main else []
         run_dir = Path(str(config.run_dir))
         if not resume:
